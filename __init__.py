@@ -1,0 +1,49 @@
+"""dlzoo: a Keras 3 model zoo and transfer-learning toolkit.
+
+Importing this package loads no TensorFlow: each public name is fetched on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> the room it lives in
+_PUBLIC = {
+    "create_model": "zoo",
+    "list_models": "zoo",
+    "info": "zoo",
+    "load_data": "data",
+    "Plan": "transfer.plan",
+    "Stage": "transfer.plan",
+    "Classifier": "transfer.classifier",
+    "finetune": "run",
+    "Run": "run",
+    "load_run": "run",
+    "DlzooError": "errors",
+}
+_ROOMS = ("zoo", "data", "callbacks", "transfer", "export", "report")
+__all__ = ["__version__", *sorted(_PUBLIC), *_ROOMS]
+
+if TYPE_CHECKING:
+    from . import callbacks, data, export, report, transfer, zoo
+    from .data import load_data
+    from .errors import DlzooError
+    from .run import Run, finetune, load_run
+    from .transfer.classifier import Classifier
+    from .transfer.plan import Plan, Stage
+    from .zoo import create_model, info, list_models
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

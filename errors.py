@@ -1,0 +1,122 @@
+"""The one exception users see, and how it is told to them.
+
+Every error dlzoo raises on purpose is a :class:`DlzooError`: a stable id for programs, a
+sentence for people, where it happened, and what to do. The command line and Python show the
+same text.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+# Exit codes of the command line; the errors below carry theirs.
+OK, BUG, USAGE, DATA, MODEL, RESOURCE, DIVERGED, RESUME, EXPORT, GATE = range(10)
+INTERRUPTED, CTRL_C = 75, 130
+
+
+class DlzooError(Exception):
+    """An error with an id, a place and a remedy.
+
+    Attributes:
+        id: stable dotted name, such as `data.no-classes`.
+        message: what happened, one sentence.
+        where: the file, layer or setting concerned, or None.
+        hint: what the user can do about it, or None.
+        exit_code: what the command line exits with.
+    """
+
+    exit_code = BUG
+
+    def __init__(
+        self,
+        id: str,
+        message: str,
+        *,
+        where: object = None,
+        fix: str | None = None,
+        exit_code: int | None = None,
+    ):
+        self.id = id
+        self.message = message
+        self.where = None if where is None else str(where)
+        self.hint = fix
+        if exit_code is not None:
+            self.exit_code = exit_code
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        """Return the text shown to people: `error[id]: message`, then where and fix."""
+        lines = [f"error[{self.id}]: {self.message}"]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.hint:
+            lines.append(f"  fix:   {self.hint}")
+        return "\n".join(lines)
+
+    def __reduce__(self):  # survives a process boundary
+        return _rebuild, (type(self), self.id, self.message, self.where, self.hint, self.exit_code)
+
+
+def _rebuild(cls, id, message, where, hint, exit_code):
+    return cls(id, message, where=where, fix=hint, exit_code=exit_code)
+
+
+class UsageError(DlzooError):
+    """A wrong flag, name, size or configuration (exit 2)."""
+
+    exit_code = USAGE
+
+
+class DataError(DlzooError):
+    """The data cannot be used as given (exit 3)."""
+
+    exit_code = DATA
+
+
+class ModelError(DlzooError):
+    """A model or its weights cannot be had or do not fit (exit 4)."""
+
+    exit_code = MODEL
+
+
+class ResourceError(DlzooError):
+    """Memory, disk, permissions or a lock (exit 5)."""
+
+    exit_code = RESOURCE
+
+
+class DivergedError(DlzooError):
+    """Training went to NaN, or never left chance (exit 6)."""
+
+    exit_code = DIVERGED
+
+
+class ResumeError(DlzooError):
+    """A checkpoint cannot be continued as asked (exit 7)."""
+
+    exit_code = RESUME
+
+
+class ExportError(DlzooError):
+    """An export failed or does not answer as the model does (exit 8)."""
+
+    exit_code = EXPORT
+
+
+class GateError(DlzooError):
+    """A quality gate (`--fail-under`) was missed (exit 9)."""
+
+    exit_code = GATE
+
+
+class Interrupted(DlzooError):
+    """Stopped by a signal after saving; run again to go on (exit 75)."""
+
+    exit_code = INTERRUPTED
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean X?)" for the known name closest to `name`, or ""."""
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

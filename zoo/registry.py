@@ -1,0 +1,182 @@
+"""Names to models: the table every lookup, filter and listing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..errors import UsageError, nearest
+from .spec import Family, Preprocess, Variant, Weights
+
+_VARIANTS: dict[str, Variant] = {}
+
+
+def family(
+    name: str, body: Callable[..., dict[str, Any]], *, paper: str, year: int, **rules: Any
+) -> Callable[..., Variant]:
+    """Declare a family and return the function that adds one variant to it.
+
+    Args:
+        name, body, paper, year, rules: the fields of :class:`~dlzoo.zoo.spec.Family`.
+
+    Returns:
+        `add(name, *, params, gmacs, weights=(), **args)`: fields of
+        :class:`~dlzoo.zoo.spec.Variant` by name; what is left are arguments of the body.
+    """
+    spec = Family(name=name, body=body, paper=paper, year=year, **rules)
+    fields = ("size", "min_size", "in_chans", "num_classes", "preprocess")
+
+    def add(
+        name: str, *, params: int, gmacs: float, weights: Iterable[Weights] = (), **args: Any
+    ) -> Variant:
+        known = {key: args.pop(key) for key in fields if key in args}
+        variant = Variant(name, spec, args, params, gmacs, weights=tuple(weights), **known)
+        if name in _VARIANTS:
+            raise ValueError(f"the model {name!r} is registered twice")
+        if len(set(variant.tags)) != len(variant.tags):
+            raise ValueError(f"the model {name!r} has two checkpoints of one tag")
+        _VARIANTS[name] = variant
+        return variant
+
+    return add
+
+
+def variants() -> Mapping[str, Variant]:
+    """Return all registered variants by name."""
+    return _VARIANTS
+
+
+def resolve(name: str, tag: str | bool | None = None) -> tuple[Variant, Weights | None]:
+    """Return the variant and checkpoint that `name` means.
+
+    Args:
+        name: `vgg16`, or with a checkpoint `vgg16.tv_in1k`.
+        tag: names the checkpoint if `name` does not; True takes the variant's first.
+
+    Raises:
+        UsageError: `model.unknown`, `model.unknown-weights` or `model.no-weights`, with the
+            nearest name.
+    """
+    arch, _, in_name = str(name).partition(".")
+    variant = _VARIANTS.get(arch)
+    if variant is None:
+        raise UsageError(
+            "model.unknown",
+            f"no model is called {name!r}{nearest(arch, _VARIANTS)}",
+            fix="`dlzoo list` shows every name",
+        )
+    tag = in_name or tag
+    if not tag:
+        return variant, None
+    if tag is True:
+        if not variant.weights:
+            raise UsageError(
+                "model.no-weights",
+                f"{arch} has no published weights",
+                fix="weights=None (on the command line: --weights none) trains from scratch",
+            )
+        return variant, variant.weights[0]
+    for weights in variant.weights:
+        if weights.tag == tag:
+            return variant, weights
+    raise UsageError(
+        "model.unknown-weights",
+        f"{arch} has no weights called {tag!r}{nearest(str(tag), variant.tags)}",
+        fix=f"known: {', '.join(variant.tags) or 'none'}",
+    )
+
+
+def list_models(
+    pattern: str | Iterable[str] | None = None,
+    *,
+    family: str | Iterable[str] | None = None,
+    pretrained: bool | None = None,
+    max_params: float | None = None,
+    min_top1: float | None = None,
+    licence: str | Iterable[str] | None = None,
+) -> list[str]:
+    """Return the names of the models that pass every filter, in natural order.
+
+    Args:
+        pattern: shell wildcards, one or several: `"resnet*"`.
+        family: family names. pretrained: with (True) or without (False) known weights.
+        max_params: upper bound of the parameter count.
+        min_top1: ImageNet top-1 in percent of at least one checkpoint.
+        licence: SPDX identifiers, wildcards allowed, of at least one checkpoint.
+    """
+
+    def matches(value: str, wanted: str | Iterable[str] | None) -> bool:
+        if wanted is None:
+            return True
+        many = [wanted] if isinstance(wanted, str) else wanted
+        return any(fnmatchcase(value, w) for w in many)
+
+    found = []
+    for variant in _VARIANTS.values():
+        checkpoints = [
+            w
+            for w in variant.weights
+            if matches(w.licence, licence) and (min_top1 is None or (w.top1 or 0) >= min_top1)
+        ]
+        if (
+            matches(variant.name, pattern)
+            and matches(variant.family.name, family)
+            and (pretrained is None or bool(variant.weights) == pretrained)
+            and (max_params is None or variant.params <= max_params)
+            and (checkpoints or (min_top1 is None and licence is None))
+        ):
+            found.append(variant.name)
+    return sorted(found, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    import re
+
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name) if p]
+
+
+IMAGENET_STD = Preprocess(
+    mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), size=224, crop=224 / 256
+)
+CAFFE = Preprocess(mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), bgr=True)
+TF = Preprocess(mean=(127.5,) * 3, std=(127.5,) * 3)
+
+
+def torchvision(file: str, *, top1: float, top5: float, v2: bool = False) -> Weights:
+    """Return the row of a torchvision checkpoint `NAME-HASH8.pth`, recipe V1 or V2."""
+    return Weights(
+        tag="tv2_in1k" if v2 else "tv_in1k",
+        uri=f"https://download.pytorch.org/models/{file}",
+        sha256_prefix=file.rsplit("-", 1)[1].removesuffix(".pth"),
+        preprocess=IMAGENET_STD.resized(224, 224 / 232) if v2 else IMAGENET_STD,
+        reader="torch",
+        licence="BSD-3-Clause",
+        origin="torchvision, trained on ImageNet-1k" + (" (recipe V2)" if v2 else ""),
+        top1=top1,
+        top5=top5,
+    )
+
+
+def keras_applications(
+    path: str,
+    *,
+    md5: str | None,
+    preprocess: Preprocess,
+    licence: str,
+    origin: str,
+    top1: float,
+    top5: float,
+) -> Weights:
+    """Return the row of a keras.applications file with its classification head."""
+    return Weights(
+        tag="keras_in1k",
+        uri=f"https://storage.googleapis.com/tensorflow/keras-applications/{path}",
+        md5=md5,
+        preprocess=preprocess,
+        reader="keras",
+        licence=licence,
+        origin=origin,
+        top1=top1,
+        top5=top5,
+    )

@@ -1,0 +1,129 @@
+"""What the zoo knows about a model, as plain frozen data: no TensorFlow, no Keras here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a checkpoint wants its images: it belongs to the weights, not to the architecture.
+
+    The normalisation (`mean`, `std`) is a layer inside the model, so models take raw RGB in
+    0..255; `size`, `crop` and `interpolation` tell the data pipeline how to make the image.
+
+    Attributes:
+        mean: per channel (R, G, B), in units of 0..255.
+        std: per channel standard deviation (not variance), in units of 0..255.
+        bgr: the first kernel expects blue, green, red. It is turned round when the weights
+            are loaded, so that every model takes RGB.
+        size: height and width in pixels of the image the accuracy was measured at.
+        crop: the shorter side is resized to `size / crop`, then the centre is cut out.
+        interpolation: `bilinear`, `bicubic`, `lanczos3` or `nearest`; anti-aliased.
+    """
+
+    mean: tuple[float, ...] = (127.5, 127.5, 127.5)
+    std: tuple[float, ...] = (127.5, 127.5, 127.5)
+    bgr: bool = False
+    size: int = 224
+    crop: float = 0.875
+    interpolation: str = "bilinear"
+
+    def resized(self, size: int, crop: float | None = None) -> Preprocess:
+        """Return the same rule for another image size (and crop)."""
+        return replace(self, size=size, crop=self.crop if crop is None else crop)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One checkpoint of one variant.
+
+    Attributes:
+        tag: names it, as in `vgg16.keras_in1k`.
+        uri: `https://...`, `pkg://package/path` (a file inside an installed pip package) or
+            `file://...`.
+        sha256: of the file, if known. md5: what the origin publishes, checked as well. At
+            least one of them, or `sha256_prefix`, is given for anything downloaded.
+        sha256_prefix: the leading digits that torchvision puts into the file's name.
+        pip: the package that carries a `pkg://` file.
+        reader: `torch` (state dict) or `keras` (HDF5 of keras.applications).
+        licence: SPDX identifier of the weights. origin: who trained them, in words.
+        top1, top5: ImageNet validation accuracy in percent, as published.
+    """
+
+    tag: str
+    uri: str
+    preprocess: Preprocess
+    reader: str
+    licence: str
+    origin: str
+    sha256: str | None = None
+    sha256_prefix: str | None = None
+    md5: str | None = None
+    pip: str | None = None
+    classes: int = 1000
+    top1: float | None = None
+    top5: float | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture: how its body is built, and what its variants share.
+
+    Attributes:
+        name: of the family, lower snake case.
+        body: `body(x, **args) -> taps`: takes the normalised image tensor and returns
+            `{"C1": tensor, ..., "C5": tensor}`, by growing stride.
+        head: `head(taps, dropout, **args) -> features`: the paper's layers between the taps
+            and the last dropout and logits. None: global average pooling of the last tap.
+        dropout: rate before the logits in the paper's training.
+        paper: `arXiv:...` or a citation. year: of the paper.
+        torch_name: maps one of our layer names to the prefix of its tensors in a torch state
+            dict: `torch_name(layer, **args) -> "features.0"`.
+        keras_name: maps a layer name to the layer's name in a keras.applications file.
+    """
+
+    name: str
+    body: Callable[..., dict[str, Any]]
+    paper: str
+    year: int
+    head: Callable[..., Any] | None = None
+    dropout: float = 0.0
+    torch_name: Callable[..., str] | None = None
+    keras_name: Callable[..., str] = field(default=lambda layer, **_: layer)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One member of a family, one row of its file.
+
+    Attributes:
+        name: as given to `create_model`.
+        family: what it belongs to.
+        args: given to the family's body and head.
+        params: trainable and frozen parameters with the classic 1,000-class head (or
+            `num_classes`), counted. gmacs: 10^9 multiply-accumulates of one image at
+            `size`, counted over convolutions and dense layers.
+        size: default height and width in pixels. min_size: smallest that works.
+        in_chans: channels of the image. num_classes: of the default head.
+        weights: the known checkpoints, the default one first.
+        preprocess: the normalisation used without weights.
+    """
+
+    name: str
+    family: Family
+    args: Mapping[str, Any]
+    params: int
+    gmacs: float
+    size: int = 224
+    min_size: int = 32
+    in_chans: int = 3
+    num_classes: int = 1000
+    weights: tuple[Weights, ...] = ()
+    preprocess: Preprocess = Preprocess()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(w.tag for w in self.weights)
