@@ -118,5 +118,7 @@ class Interrupted(DlzooError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean X?)" for the known name closest to `name`, or ""."""
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    # Of the close names, one with the same letters is meant: vgg61 is vgg16 and not vgg19.
+    found.sort(key=lambda other: sorted(other) != sorted(str(name)))
     return f"; did you mean {found[0]!r}?" if found else ""

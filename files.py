@@ -67,3 +67,9 @@ def write_json(path: Path | str, value: object) -> None:
     with replacing(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with replacing(path) as file:
+        file.write(text)

@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh clone with Python, pip and make: `make demo`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: help demo test test-full lint types clean
+help:
+	@echo "make demo       set up, then fine-tune the default backbone on the digits of scikit-learn"
+	@echo "make test       set up, then lint, type check and the default tests"
+	@echo "make test-full  every model of the zoo, against torch where that is installed"
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,lite]"
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/dlzoo finetune --data digits --fail-under 0.95
+
+test: lint types
+	$(BIN)/python -m pytest -n $(JOBS) -m "not full"
+
+test-full: lint types
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The repository root is the package, so mypy is shown it under its name.
+types: $(VENV)/.ready-test
+	mkdir -p .typecheck && ln -sfn .. .typecheck/dlzoo
+	cd .typecheck && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml \
+		--python-executable ../$(BIN)/python -p dlzoo
+
+clean:
+	rm -rf $(VENV) .typecheck build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
