@@ -1,0 +1,261 @@
+"""Faults 19 to 24: weights that cannot be had, are damaged, hostile or of another model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+from dlzoo.errors import ModelError
+from dlzoo.zoo import checkpoints, weights
+from dlzoo.zoo.spec import Preprocess, Weights
+
+BODY = b"weights " * (1 << 19)
+FETCH = """
+import sys
+from dlzoo.zoo import weights
+from dlzoo.zoo.spec import Preprocess, Weights
+row = Weights("tag", sys.argv[1], Preprocess(), "keras", "MIT", "test", sha256=sys.argv[2])
+print(weights.locate(row, "net"))
+"""
+
+
+def row(uri, content=BODY):
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Weights("tag", uri, Preprocess(), "keras", "MIT", "a test", sha256=sha256)
+
+
+def fetch_elsewhere(wanted):
+    """Start another process that locates `wanted`."""
+    command = [sys.executable, "-c", FETCH, wanted.uri, wanted.sha256]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kept(wanted):
+    """Return the endings of what lies in the cache for `wanted`, locks apart."""
+    path = weights.place(wanted)
+    found = {p.name.removeprefix(path.name) for p in path.parent.glob("*")}
+    return sorted(found - {".lock"})
+
+
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch):
+    monkeypatch.setattr(weights, "BACKOFF", 0)
+
+
+# ---------------------------------------------------------------- 19 no network
+
+
+def test_fault_19_network_down_names_url_place_and_what_works(file_server):
+    wanted = row(file_server.url)
+    file_server.shutdown()
+    file_server.server_close()
+    with pytest.raises(ModelError) as caught:
+        weights.locate(wanted, "vgg16")
+    error, text = caught.value, str(caught.value)
+    assert (error.id, error.exit_code) == ("model.offline", 4)
+    for part in ("vgg16.tag", wanted.uri, str(weights.place(wanted)), "refused"):
+        assert part in text
+    for way_out in ("efficientnet_lite0", "--weights none", "--weights PATH"):
+        assert way_out in text
+
+
+def test_fault_19_three_tries(file_server):
+    file_server.failing = 99
+    with pytest.raises(ModelError, match="500") as caught:
+        weights.locate(row(file_server.url), "net")
+    assert caught.value.id == "model.offline"
+    assert len(file_server.requests) == 3
+
+
+@pytest.mark.parametrize("how", ["environment", "argument"])
+def test_fault_19_offline_opens_no_socket(file_server, monkeypatch, how):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr("socket.socket", refuse)
+    monkeypatch.setattr("socket.create_connection", refuse)
+    if how == "environment":
+        monkeypatch.setenv("DLZOO_OFFLINE", "1")
+    with pytest.raises(ModelError, match="offline mode") as caught:
+        weights.locate(row(file_server.url), "net", offline=None if how == "environment" else True)
+    assert caught.value.id == "model.offline"
+    assert not file_server.requests
+
+
+# ---------------------------------------------------------------- 20 killed, 22 two at once
+
+
+def test_fault_20_killed_at_half_of_a_download(file_server):
+    wanted = row(file_server.url)
+    file_server.cut = 3 << 20
+    file_server.held.clear()
+    process = fetch_elsewhere(wanted)
+    assert file_server.sent.wait(30)
+    part = weights.place(wanted).with_name(weights.place(wanted).name + ".part")
+    while not (part.exists() and part.stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert kept(wanted) == [".part"]
+    file_server.cut = None
+    file_server.held.set()
+    assert weights.locate(wanted, "net").read_bytes() == BODY
+    assert file_server.requests[1].startswith("bytes=")
+
+
+def test_fault_22_two_processes_download_once(file_server):
+    wanted = row(file_server.url)
+    file_server.cut = len(BODY)  # all is sent, but the connection is held open
+    file_server.held.clear()
+    both = [fetch_elsewhere(wanted) for _ in range(2)]
+    assert file_server.sent.wait(30)
+    file_server.held.set()
+    for process in both:
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert out.strip() == str(weights.place(wanted))
+    assert file_server.requests == [None]
+
+
+# ---------------------------------------------------------------- 21 damaged
+
+
+def test_fault_21_a_wrong_file_is_put_aside_and_fetched_once_more(file_server):
+    wanted = row(file_server.url, b"another file")
+    with pytest.raises(ModelError) as caught:
+        weights.locate(wanted, "net")
+    got = hashlib.sha256(BODY).hexdigest()
+    assert (caught.value.id, caught.value.exit_code) == ("model.hash", 4)
+    assert f"expected {wanted.sha256} got {got}" in str(caught.value)
+    assert len(file_server.requests) == 2
+    assert kept(wanted) == [".bad"]
+
+
+def test_fault_21_a_flipped_bit_in_the_cache_is_found_and_healed(file_server):
+    wanted = row(file_server.url)
+    path = weights.locate(wanted, "net")
+    content = bytearray(BODY)
+    content[12345] ^= 1
+    path.write_bytes(content)
+    assert weights.locate(wanted, "net").read_bytes() == BODY
+    assert len(file_server.requests) == 2
+    assert path.with_name(path.name + ".bad").read_bytes() == content
+
+
+def test_fault_21_a_flipped_bit_offline_is_never_loaded(file_server):
+    wanted = row(file_server.url)
+    path = weights.locate(wanted, "net")
+    path.write_bytes(BODY[:-1] + b"!")
+    with pytest.raises(ModelError, match=r"expected .* got ") as caught:
+        weights.locate(wanted, "net", offline=True)
+    assert caught.value.id == "model.hash"
+    assert not path.exists()
+
+
+# ---------------------------------------------------------------- 23 hostile
+
+
+class Payload:
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def hostile_zip(path, canary):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(Payload(canary), 2))
+
+
+def hostile_legacy(path, canary):
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+    path.write_bytes(magic + pickle.dumps(1001, 2) + pickle.dumps(Payload(canary), 2))
+
+
+def escaping_names(path, canary):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({}, 2))
+        archive.writestr(f"../{canary.name}", b"")
+
+
+def external_link(path, canary):
+    with h5py.File(canary.with_suffix(".h5"), "w") as other:
+        other["w/kernel"] = np.zeros(3, "f4")
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["w"]
+        file["w"] = h5py.ExternalLink(canary.with_suffix(".h5"), "/w")
+
+
+def shape_bomb(path, canary):
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["w"]
+        file.create_dataset("w/kernel", (1 << 20, 1 << 20), "f4", chunks=(1024, 1024))
+        file["w"].attrs["weight_names"] = ["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("read", "make"),
+    [
+        (checkpoints.read_torch, hostile_zip),
+        (checkpoints.read_torch, hostile_legacy),
+        (checkpoints.read_torch, escaping_names),
+        (checkpoints.read_keras, escaping_names),
+        (checkpoints.read_keras, external_link),
+        (checkpoints.read_keras, shape_bomb),
+    ],
+)
+def test_fault_23_a_hostile_file_is_refused_and_runs_nothing(tmp_path, read, make):
+    canary, path = tmp_path / "canary", tmp_path / "weights"
+    make(path, canary)
+    with pytest.raises(ModelError) as caught:
+        read(path)
+    assert (caught.value.id, caught.value.exit_code) == ("model.unsafe-file", 4)
+    assert not canary.exists()
+
+
+def test_fault_23_a_keras_archive_gives_its_weights_and_its_code_is_not_looked_at(tmp_path):
+    stored = io.BytesIO()
+    with h5py.File(stored, "w") as file:
+        file["layers/dense/vars/0"] = np.ones((2, 3), "f4")
+    config = {"class_name": "Lambda", "config": {"function": "__import__('os').system('false')"}}
+    with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", stored.getvalue())
+    [(name, [kernel])] = checkpoints.read_keras(tmp_path / "x.keras")
+    assert (name, kernel.shape) == ("dense", (2, 3))
+
+
+# ---------------------------------------------------------------- 24 another model's
+
+
+def test_fault_24_weights_that_do_not_fit_are_listed_and_none_is_loaded(tmp_path):
+    from dlzoo import zoo
+
+    tensors = {"features.0.weight": np.zeros((64, 3, 11, 11), "f4")}
+    header = json.dumps(
+        {
+            k: {"dtype": "F32", "shape": v.shape, "data_offsets": [0, v.nbytes]}
+            for k, v in tensors.items()
+        }
+    ).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(
+        struct.pack("<Q", len(header)) + header + tensors["features.0.weight"].tobytes()
+    )
+    with pytest.raises(ModelError) as caught:
+        zoo.create_model("efficientnet_lite0", weights=path)
+    assert (caught.value.id, caught.value.exit_code) == ("model.weights-mismatch", 4)
+    assert str(caught.value).count("\n  ") >= 5
+    assert "_conv_stem.weight" in str(caught.value)
