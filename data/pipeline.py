@@ -1,0 +1,301 @@
+"""The tf.data pipeline: deterministic, stateless, and resumable at any step.
+
+The order of an epoch is a permutation of (seed, epoch); the augmentation of a sample is a
+function of (seed, epoch, sample). Nothing depends on what was drawn before, on the number of
+threads, or on what is held in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from ..errors import INTERRUPTED, DataError, UsageError
+from ..zoo.spec import Preprocess
+from . import augment as augmentation
+from .catalogue import Data
+from .decode import decode
+from .records import Record, as_pixels
+from .resize import reduce_pixels, resample, resize_rule, shorter_side
+
+__all__ = [
+    "batches",
+    "class_weights",
+    "load_image",
+    "permutation",
+    "resize_rule",
+    "surfacing",
+]
+
+_MASK = (1 << 64) - 1
+_EPOCH, _VIEW = 1, 2
+_RETRY_AFTER = (0.05, 0.2, 0.8)  # seconds
+
+
+def batches(
+    data: Data,
+    split: str,
+    preprocess: Preprocess,
+    *,
+    batch: int,
+    augment: str = "none",
+    seed: int = 0,
+    shuffle: bool = False,
+    epochs: int = 1,
+    start_epoch: int = 0,
+    start_step: int = 0,
+    view: int | None = None,
+    weights: np.ndarray | None = None,
+) -> tf.data.Dataset:
+    """Return the batches of a split, for one epoch or many.
+
+    Each epoch has `ceil(n / batch)` batches, the last one smaller if need be. Errors of the
+    data come out as TensorFlow errors; iterate inside `surfacing(data)` to get the DataError.
+
+    Args:
+        data: from `load_data`.
+        split: `train`, `val` or `test`.
+        preprocess: gives size, crop and interpolation; the normalisation is in the model.
+        batch: images per batch.
+        augment: `none`, `light`, `medium` or `strong`; see `augment.LEVELS` for the numbers.
+            Images are mirrored only if `data.flip`.
+        seed: of order and augmentation.
+        shuffle: another order in every epoch; else that of the records.
+        epochs: the epoch after the last one.
+        start_epoch, start_step: where to begin; what follows is what a run from the start
+            would have seen from there on.
+        view: a pass over the records in their order, whose augmentation depends on (seed,
+            view, sample). View 0 is not augmented: the image that evaluation sees.
+        weights: per class (classes,), from `class_weights`; an image weighs as its class, or
+            as its classes on average.
+
+    Returns:
+        (image float32 (b, size, size, 3) in 0..255, label float32 (b, k), weight float32 (b,)).
+
+    Raises:
+        DataError: `data.split` if the split is empty.
+        UsageError: an argument that makes no sense.
+    """
+    level = augmentation.level(augment)
+    records = data.records(split)
+    if not records:
+        raise DataError("data.split", f"the {split} split is empty", where=data.name)
+    if batch < 1 or not 0 <= start_epoch <= epochs or start_step < 0:
+        raise UsageError("usage.batches", f"batch {batch}, epochs {start_epoch} to {epochs}")
+    if view is not None:
+        epochs, start_epoch, shuffle = 1, 0, False
+        level = level if view > 0 else None
+    steps = -(-len(records) // batch)
+    labels, weight = data.labels(split), _sample_weights(data, split, weights)
+    images = _images(data, shorter_side(preprocess))
+
+    def fetch(index: np.ndarray) -> np.ndarray:
+        try:
+            return images.get(records[index])
+        except DataError as error:
+            data.failure = error
+            raise
+
+    def order(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the key of an epoch, and its samples, filled up with -1 to whole batches."""
+        indices = np.full(steps * batch, -1, np.int64)
+        every = np.arange(len(records))
+        indices[: len(records)] = permutation(len(records), seed, int(epoch)) if shuffle else every
+        key = _mix(seed, _EPOCH, int(epoch)) if view is None else _mix(seed, _VIEW, view)
+        return np.full(len(indices), key, np.uint64).view(np.int64), indices
+
+    def samples(epoch: tf.Tensor) -> tf.data.Dataset:
+        found = tf.numpy_function(order, [epoch], (tf.int64, tf.int64), stateful=False)
+        found = tuple(tf.ensure_shape(part, (steps * batch,)) for part in found)
+        return tf.data.Dataset.from_tensor_slices(found)
+
+    def sample(key: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def make() -> tf.Tensor:
+            pixels = tf.numpy_function(fetch, [index], tf.uint8, stateful=False)
+            pixels = tf.ensure_shape(pixels, (None, None, 3))
+            if level is None:
+                return resize_rule(pixels, preprocess)
+            return _augmented(pixels, tf.stack([key, index]), level, data.flip, preprocess)
+
+        size = preprocess.size
+        return index, tf.cond(index >= 0, make, lambda: tf.zeros((size, size, 3)))
+
+    def finish(index: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Drop what filled up the last batch; add labels and weights."""
+        real = tf.math.count_nonzero(index >= 0)
+        index = index[:real]
+        label, factor = tf.numpy_function(
+            lambda i: (labels[i], weight[i]), [index], (tf.float32, tf.float32), stateful=False
+        )
+        label = tf.ensure_shape(label, (None, labels.shape[1]))
+        return image[:real], label, tf.ensure_shape(factor, (None,))
+
+    plain = tf.autograph.experimental.do_not_convert
+    dataset = tf.data.Dataset.range(start_epoch, epochs).flat_map(plain(samples))
+    dataset = dataset.skip(start_step * batch)
+    dataset = dataset.map(plain(sample), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(batch, drop_remainder=True).map(plain(finish)).prefetch(2)
+    left = max(0, (epochs - start_epoch) * steps - start_step)
+    return dataset.apply(tf.data.experimental.assert_cardinality(left))
+
+
+def load_image(source: bytes | str | Path | np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Return an image as evaluation sees it: float32 (size, size, 3) in 0..255.
+
+    Args:
+        source: a path, the bytes of an image file, or an array as `load_data` takes it.
+        preprocess: gives size, crop and interpolation.
+
+    Raises:
+        DataError: as `decode.decode` and `records.as_pixels` do.
+    """
+    pixels = as_pixels(source, "image") if isinstance(source, np.ndarray) else decode(source)
+    reduced = reduce_pixels(pixels, shorter_side(preprocess))
+    return resize_rule(tf.constant(reduced), preprocess).numpy()
+
+
+def class_weights(data: Data, kind: str | None = "balanced") -> np.ndarray:
+    """Return a weight for each class, float32 (classes,), from the training split.
+
+    `balanced` is `labels in all / (classes * labels of this class)`, as in scikit-learn; None
+    is 1 for each.
+
+    Raises:
+        UsageError: `usage.class-weight`.
+    """
+    if kind is None:
+        return np.ones(len(data.classes), np.float32)
+    if kind != "balanced":
+        raise UsageError("usage.class-weight", f"{kind!r} is not 'balanced'")
+    counts = _hot(data, "train").sum(0)
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of an epoch, int64 (n,): the same on every machine and version."""
+    return np.argsort(_scramble(np.arange(n, dtype=np.uint64), _mix(seed, epoch)), kind="stable")
+
+
+@contextmanager
+def surfacing(data: Data) -> Iterator[None]:
+    """Turn the TensorFlow error of a failed read back into the DataError that caused it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        cause = data.failure
+        data.failure = None
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def _augmented(
+    pixels: tf.Tensor,
+    key: tf.Tensor,
+    level: augmentation.Level,
+    flip: bool,
+    preprocess: Preprocess,
+) -> tf.Tensor:
+    u = augmentation.draw(key)
+    shape = tf.cast(tf.shape(pixels)[:2], tf.float32)
+    start, window = augmentation.window(shape, u, level)
+    scale = preprocess.size / window
+    image = resample(pixels, start * scale, scale, preprocess)
+    return augmentation.alter(image, u, key, level, flip)
+
+
+def _hot(data: Data, split: str) -> np.ndarray:
+    """Return one column per class, also for a binary task."""
+    labels = data.labels(split)
+    return np.concatenate([1 - labels, labels], axis=1) if data.task == "binary" else labels
+
+
+def _sample_weights(data: Data, split: str, weights: np.ndarray | None) -> np.ndarray:
+    hot = _hot(data, split)
+    if weights is None:
+        return np.ones(len(hot), np.float32)
+    weights = np.asarray(weights, np.float32)
+    if weights.shape != (len(data.classes),):
+        raise UsageError(
+            "usage.class-weight", f"{weights.shape} weights for {len(data.classes)} classes"
+        )
+    count = hot.sum(1)
+    return np.where(count > 0, hot @ weights / np.maximum(count, 1), 1).astype(np.float32)
+
+
+def _scramble(values: np.ndarray, key: int) -> np.ndarray:
+    """Return well mixed uint64 (the finaliser of splitmix64)."""
+    z = values * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _mix(*numbers: int) -> int:
+    """Return one 64-bit key for some whole numbers."""
+    key = 0
+    for number in numbers:
+        start = np.array([number & _MASK], np.uint64)
+        key = int(_scramble(start, (key * 0x2545F4914F6CDD1D + 1) & _MASK)[0])
+    return key
+
+
+def _budget() -> int:
+    """Return how many bytes of images may be held: 2 GiB, or a quarter of the memory."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        memory = 4 * 2**30
+    return min(2 * 2**30, memory // 4)
+
+
+def _images(data: Data, short: int) -> _Images:
+    """Return the image memory of some data; another image size replaces it."""
+    if not isinstance(data.memory, _Images) or data.memory.short != short:
+        data.memory = _Images(short, data.max_pixels)
+    return data.memory
+
+
+class _Images:
+    """Decoded and reduced images, held in memory as far as the budget goes."""
+
+    def __init__(self, short: int, max_pixels: int):
+        self.short = short
+        self._max_pixels = max_pixels
+        self._held: dict[str, np.ndarray] = {}
+        self._left = _budget()
+        self._lock = threading.Lock()
+
+    def get(self, record: Record) -> np.ndarray:
+        held = self._held.get(record.key)
+        if held is None:
+            held = reduce_pixels(self._read(record), self.short)
+            with self._lock:
+                if record.key not in self._held and held.nbytes <= self._left:
+                    self._left -= held.nbytes
+                    self._held[record.key] = held
+        return held
+
+    def _read(self, record: Record) -> np.ndarray:
+        for wait in _RETRY_AFTER:  # a network drive may only have hiccuped
+            try:
+                return record.pixels(self._max_pixels)
+            except DataError:
+                time.sleep(wait)
+        try:
+            return record.pixels(self._max_pixels)
+        except DataError as error:
+            raise DataError(
+                "data.vanished",
+                f"{record.key}: it could be read when it was scanned, but now: {error.message}",
+                where=record.image if isinstance(record.image, Path) else record.key,
+                fix="bring the file back and resume the run",
+                exit_code=INTERRUPTED,
+            ) from error

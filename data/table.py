@@ -1,0 +1,159 @@
+"""Tables: a CSV of images as a source, split files, and the CSV files a run writes.
+
+A cell that a spreadsheet would take for a formula is written with a leading apostrophe and
+read back without it, so that names survive the round trip unchanged.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+from .. import files
+from ..errors import DataError, nearest
+from .records import Record, Source, split_name
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what is escaped already is escaped once more
+_ESCAPED = re.compile(r"''*[=+\-@\t\r]")
+
+
+def escape(cell: str) -> str:
+    """Return a cell that no spreadsheet runs; `unescape` gives the original back."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def unescape(cell: str) -> str:
+    """Undo `escape`; other cells stay as they are."""
+    return cell[1:] if _ESCAPED.match(cell) else cell
+
+
+def write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file atomically, every cell escaped; file names need not be valid Unicode."""
+    with files.replacing(path, errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([escape(str(cell)) for cell in row] for row in rows)
+
+
+def read_csv(path: Path, needed: Sequence[str], id: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as dictionaries, keys lower case, cells unescaped.
+
+    Commas, semicolons and tabs separate; a byte-order mark is dropped.
+
+    Raises:
+        DataError: with `id`, if it cannot be read or a needed column is missing.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise DataError(id, f"cannot be read: {error.strerror}", where=path) from error
+    first = text.splitlines()[0] if text.strip() else ""
+    delimiter = max(",;\t", key=first.count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise DataError(id, f"not a valid CSV file: {error}", where=path) from error
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    for column in needed:
+        if column not in header:
+            raise DataError(
+                id,
+                f"no column {column!r}{nearest(column, header)}",
+                where=path,
+                fix=f"the first line names the columns: {','.join(needed)}",
+            )
+    return [dict(zip(header, map(unescape, row), strict=False)) for row in rows[1:] if any(row)]
+
+
+def read_table(path: Path, multilabel: bool = False) -> Source:
+    """Return the catalogue of a CSV file with the columns path, label and perhaps split.
+
+    Paths are relative to the CSV file. Labels may be `a|b`, or empty, for multilabel.
+
+    Raises:
+        DataError: `data.csv`, `data.split` (an unknown split name, or only some rows have one).
+    """
+    root = path.absolute().parent
+    records: dict[str, Record] = {}
+    multilabel = multilabel or "multilabel" in path.stem.lower()
+    rows = read_csv(path, ("path", "label"), "data.csv")
+    for number, row in enumerate(rows, start=2):
+        key = PurePath(row["path"].strip()).as_posix() if row["path"].strip() else ""
+        labels = tuple(dict.fromkeys(x.strip() for x in row.get("label", "").split("|")))
+        labels = tuple(label for label in labels if label)
+        if not key:
+            raise DataError("data.csv", f"row {number} has no path", where=path)
+        split = row.get("split", "").strip()
+        if split and split_name(split) is None:
+            raise DataError(
+                "data.split",
+                f"row {number}: {split!r} is no split; train, val or test is",
+                where=path,
+            )
+        record = Record(key, labels, root / key, split_name(split) if split else None)
+        known = records.setdefault(key, record)
+        if (known.labels, known.split) != (record.labels, record.split):
+            raise DataError("data.csv", f"{key!r} is listed twice, differently", where=path)
+    found = list(records.values())
+    if not found:
+        raise DataError("data.csv", "the table has no rows", where=path)
+    without = [record.key for record in found if record.split is None]
+    if 0 < len(without) < len(found):
+        raise DataError(
+            "data.split",
+            f"{len(without)} rows have no split, such as {without[0]!r}",
+            where=path,
+            fix="give every row a split, or none",
+        )
+    many = multilabel or any(len(record.labels) != 1 for record in found)
+    return Source(path.stem, found, root, multilabel=many)
+
+
+def apply_split_file(source: Source, path: Path, ignored: Iterable[str] = ()) -> None:
+    """Set the split of every record from a CSV with the columns path and split.
+
+    Our own data_manifest.csv is such a file. Paths are the records' keys.
+
+    Args:
+        source: changed in place.
+        path: of the CSV file.
+        ignored: keys that may be listed although they are no records any more (unreadable).
+
+    Raises:
+        DataError: `data.split-file`: a path that is not in the data, an image that is not in
+            the file, a path listed twice, an unknown split.
+    """
+    wanted: dict[str, str] = {}
+    for number, row in enumerate(read_csv(path, ("path", "split"), "data.split-file"), start=2):
+        key, split = row["path"], split_name(row.get("split", ""))
+        if split is None:
+            raise DataError(
+                "data.split-file",
+                f"row {number}: {row.get('split', '')!r} is no split; train, val or test is",
+                where=path,
+            )
+        if wanted.setdefault(key, split) != split:
+            raise DataError("data.split-file", f"{key!r} is listed twice", where=path)
+    keys = {record.key for record in source.records}
+    unknown = sorted(wanted.keys() - keys - set(ignored))
+    if unknown:
+        raise DataError(
+            "data.split-file",
+            f"{len(unknown)} listed paths are not in the data, such as {unknown[0]!r}"
+            f"{nearest(unknown[0], keys)}",
+            where=path,
+            fix=f"paths are relative to {source.root or source.name}, with '/'",
+        )
+    missing = sorted(keys - wanted.keys())
+    if missing:
+        raise DataError(
+            "data.split-file",
+            f"{len(missing)} images are not listed, such as {missing[0]!r}",
+            where=path,
+            fix="list every image, or leave the split to dlzoo",
+        )
+    for record in source.records:
+        record.split = wanted[record.key]
