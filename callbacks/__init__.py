@@ -1,0 +1,33 @@
+"""Keras callbacks that survive a stage change and a restart.
+
+Each works alone with a plain `model.fit` and keeps its state over several fits; `state_dict()`
+gives that state as plain values and `load_state_dict()` takes it back. Put a callback that
+writes checkpoints last in the list: the others have then counted the step it saves.
+"""
+
+from .base import Resumable
+from .best import BestModel
+from .early_stopping import EarlyStopping
+from .guards import StopOnDivergence, StopOnSignal, chance
+from .history import History
+from .monitor import Monitor, check_monitor
+from .progress import Progress
+from .schedules import Constant, OneCycle, ReduceLROnPlateau, WarmupCosine, check_single_policy
+
+__all__ = [
+    "BestModel",
+    "Constant",
+    "EarlyStopping",
+    "History",
+    "Monitor",
+    "OneCycle",
+    "Progress",
+    "ReduceLROnPlateau",
+    "Resumable",
+    "StopOnDivergence",
+    "StopOnSignal",
+    "WarmupCosine",
+    "chance",
+    "check_monitor",
+    "check_single_policy",
+]

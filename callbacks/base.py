@@ -1,0 +1,60 @@
+"""What every callback here shares: state that outlives a fit, and the name of the stage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from ..errors import ResumeError
+
+CUT = "epoch_cut_short"  # attribute of the model being fitted
+
+
+class Resumable(keras.callbacks.Callback):
+    """A callback whose state is the attributes named in `fields`.
+
+    Keras' own callbacks wipe their state in `on_train_begin`; these never do, so a second
+    `fit` goes on where the first one ended. An epoch that was cut short (see `StopOnSignal`)
+    is not counted: a resumed run does it again, whole.
+    """
+
+    fields: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = ""
+
+    def new_stage(self, name: str) -> None:
+        """Say that the next `fit` belongs to the stage `name`."""
+        self.stage = name
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Hand whole epochs to `epoch_done`."""
+        if not getattr(self.model, CUT, False):
+            self.epoch_done(epoch, logs or {})
+
+    def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
+        """Count a whole epoch (from 0) and its figures; subclasses say how."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the state: plain values that JSON can hold."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in ("stage", *self.fields)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave, in this or another process.
+
+        Raises:
+            ResumeError: `resume.callback-state`, a value is missing; nothing is changed.
+        """
+        names = ("stage", *self.fields)
+        if missing := [name for name in names if name not in state]:
+            raise ResumeError(
+                "resume.callback-state",
+                f"the saved state of {type(self).__name__} lacks {', '.join(missing)}",
+                fix="resume with the dlzoo version that wrote it",
+            )
+        for name in names:
+            setattr(self, name, copy.deepcopy(state[name]))

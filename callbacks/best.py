@@ -1,0 +1,134 @@
+"""Keep the best weights over all stages."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+
+from ..errors import UsageError
+from .base import Resumable
+from .monitor import Monitor
+
+_ATTRIBUTE = "dlzoo_best"  # attribute of the weights file: what the weights in it reached
+
+
+class BestModel(Resumable):
+    """Keep the weights of the best epoch, whichever stage it was in.
+
+    Args:
+        model: the full model. A fit may train a sub-model that shares its variables; the
+            weights kept are the full model's. Default: the model being fitted.
+        monitor: quantity to watch.
+        mode: `auto`, `min` or `max`.
+        min_delta: least change that counts as better.
+        snapshot: gives what is to be kept; default: the model's weights as arrays.
+        restore: puts back what `snapshot` gave. Both or neither.
+        path: a `.weights.h5` written whole at each improvement. It holds its own record, so
+            it and the state cannot be of two epochs after a kill between two writes.
+
+    Attributes:
+        best: best value so far, or None.
+        epoch: the epoch it came from, counted from 1 over all stages.
+        best_stage: the stage it came from.
+        improved: whether the last epoch was the best.
+        kept: the snapshot held in memory, or None (after a restart, until it is given back
+            or read from `path`). It is not part of `state_dict`, which is plain values.
+
+    Raises:
+        UsageError: `train.best-model`, the arguments do not go together.
+    """
+
+    fields = ("best", "epoch", "best_stage", "epochs_seen")
+
+    def __init__(
+        self,
+        model: keras.Model | None = None,
+        *,
+        monitor: str = "val_loss",
+        mode: str = "auto",
+        min_delta: float = 0.0,
+        snapshot: Callable[[], Any] | None = None,
+        restore: Callable[[Any], None] | None = None,
+        path: Path | str | None = None,
+    ):
+        super().__init__()
+        if (snapshot is None) != (restore is None):
+            raise UsageError("train.best-model", "snapshot and restore are given together")
+        if path is not None and not str(path).endswith(".weights.h5"):
+            raise UsageError("train.best-model", "the file must end in .weights.h5", where=path)
+        self.monitor = Monitor(monitor, mode, min_delta)
+        self.full_model = model
+        self.path = None if path is None else Path(path)
+        self._snapshot = snapshot or (lambda: self._whole().get_weights())
+        self._restore = restore or (lambda weights: self._whole().set_weights(weights))
+        self.best: float | None = None
+        self.epoch = 0
+        self.best_stage = ""
+        self.epochs_seen = 0
+        self.improved = False
+        self.kept: Any = None
+
+    def _whole(self) -> keras.Model:
+        return self.model if self.full_model is None else self.full_model
+
+    def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
+        """Keep the weights if this epoch is the best so far."""
+        self.epochs_seen += 1
+        value = self.monitor.value(logs)
+        self.improved = self.monitor.better(value, self.best)
+        if self.improved:
+            self.best, self.epoch, self.best_stage = value, self.epochs_seen, self.stage
+            self.kept = self._snapshot()
+            if self.path is not None:
+                self._write(self.path)
+
+    def restore(self) -> bool:
+        """Put the best weights back; return False if they are not to be had."""
+        if self.kept is not None:
+            self._restore(self.kept)
+        elif self.path is not None and self._record() == _record(self.path):
+            self._whole().load_weights(self.path)
+        else:
+            return False
+        return True
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state back; a file that holds something better tells what it is itself."""
+        super().load_state_dict(state)
+        self.improved, self.kept = False, None
+        record = None if self.path is None else _record(self.path)
+        if record and self.monitor.better(record["best"], self.best):
+            self.best, self.epoch, self.best_stage = (
+                record[name] for name in ("best", "epoch", "best_stage")
+            )
+
+    def _record(self) -> dict[str, Any]:
+        return {"best": self.best, "epoch": self.epoch, "best_stage": self.best_stage}
+
+    def _write(self, path: Path) -> None:
+        """Write weights and record as one file that is whole or not there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")  # Keras wants the ending
+        try:
+            self._whole().save_weights(temporary)
+            with h5py.File(temporary, "a") as file:
+                file.attrs[_ATTRIBUTE] = json.dumps(self._record())
+            with temporary.open("rb") as done:
+                os.fsync(done.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """Return what the weights in the file reached, or None if it is not there or not ours."""
+    if not path.exists():
+        return None
+    with h5py.File(path, "r") as file:
+        return json.loads(file.attrs[_ATTRIBUTE]) if _ATTRIBUTE in file.attrs else None

@@ -1,0 +1,57 @@
+"""One row an epoch, over all stages."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from .base import Resumable
+
+
+class History(Resumable):
+    """Collect the epochs' rows, and write them as CSV after each.
+
+    A row has `stage`, `epoch` (from 1, over all stages), the epoch's logs, `lr` (that of its
+    last step) and `seconds`.
+
+    Args:
+        path: CSV file, replaced as a whole after each epoch; None keeps the rows in memory.
+
+    Attributes:
+        rows: list of dicts.
+    """
+
+    fields = ("rows",)
+
+    def __init__(self, path: Path | str | None = None):
+        super().__init__()
+        self.path = None if path is None else Path(path)
+        self.rows: list[dict[str, Any]] = []
+        self._begun = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Start the clock."""
+        self._begun = time.perf_counter()
+
+    def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
+        """Add the row and write the file."""
+        measured = {name: float(value) for name, value in logs.items()}
+        row: dict[str, Any] = {"stage": self.stage, "epoch": len(self.rows) + 1, **measured}
+        row["lr"] = float(self.model.optimizer.learning_rate)
+        row["seconds"] = round(time.perf_counter() - self._begun, 3)
+        self.rows.append(row)
+        if self.path is not None:
+            self.write(self.path)
+
+    def write(self, path: Path | str) -> None:
+        """Write all rows as CSV, atomically; a quantity that a row lacks is left empty."""
+        last = ("lr", "seconds")
+        names = dict.fromkeys(name for row in self.rows for name in row if name not in last)
+        with files.replacing(path) as file:
+            writer = csv.DictWriter(file, [*names, *last], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
