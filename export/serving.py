@@ -1,0 +1,96 @@
+"""The graph that is shipped: decoding, resizing, the network and its answer in one tf.Module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from ..data.resize import resize_rule
+from .decode import decode
+
+if TYPE_CHECKING:
+    from ..transfer.classifier import Classifier
+
+_IMAGES = (None, None, None, 3)
+INPUTS = {
+    "serving_default": tf.TensorSpec(_IMAGES, tf.float32, "images"),
+    "serving_uint8": tf.TensorSpec(_IMAGES, tf.uint8, "images"),
+    "bytes": tf.TensorSpec((None,), tf.string, "image_bytes"),
+}
+
+
+class Serving(tf.Module):
+    """A classifier that needs nothing but TensorFlow once it is saved.
+
+    Args:
+        classifier: float32 throughout; its variables are shared, not copied.
+    """
+
+    def __init__(self, classifier: Classifier):
+        super().__init__("dlzoo")
+        self._task, self._rule = classifier.task, classifier.preprocess
+        self._names = tf.constant(classifier.classes)
+        # The variables alone: the Keras model as an attribute would drag its Python side along.
+        self._weights = [variable.value for variable in classifier.model.variables]
+        model = classifier.model
+        self._one = tf.TensorSpec((self._rule.size, self._rule.size, 3), tf.float32)
+        # Functions of their own, so that the large graphs are stored once, not for each input.
+        self._network: Callable[..., Any] = tf.function(
+            lambda images: model(images, training=False),
+            input_signature=[tf.TensorSpec((None, *self._one.shape), tf.float32)],
+            autograph=False,
+        )
+        self._read: Callable[..., Any] = tf.function(
+            lambda data: resize_rule(decode(data), self._rule),
+            input_signature=[tf.TensorSpec((), tf.string)],
+            autograph=False,
+        )
+
+    @tf.function(autograph=False)
+    def __call__(self, batch):
+        """Return the probabilities (n, classes) of images or image files.
+
+        Args:
+            batch: RGB images (n, height, width, 3) in 0..255, float32 or uint8; or a 1-D
+                string tensor of the contents of image files.
+        """
+        prepared = tf.map_fn(self._prepare, batch, fn_output_signature=self._one)
+        logits = self._network(prepared)
+        if self._task == "multiclass":
+            return tf.nn.softmax(logits)
+        if self._task == "binary":
+            logits = tf.concat([-logits, logits], 1)
+        return tf.sigmoid(logits)
+
+    def _prepare(self, image):
+        return self._read(image) if image.dtype == tf.string else resize_rule(image, self._rule)
+
+    @tf.function(input_signature=[], autograph=False)
+    def class_names(self):
+        """Return the names (classes,) in the order of the probabilities."""
+        return self._names
+
+    def signatures(self) -> dict[str, Any]:
+        """Return what TensorFlow Serving offers: the functions above, with named outputs.
+
+        Besides `probabilities` they give the likeliest class as `index` and `label`, but for
+        a multilabel task, which has no likeliest one.
+        """
+
+        def answer(batch):
+            result = {"probabilities": self(batch)}
+            if self._task != "multilabel":
+                result["index"] = tf.argmax(result["probabilities"], axis=1)
+                result["label"] = tf.gather(self._names, result["index"])
+            return result
+
+        named = {
+            name: tf.function(answer, input_signature=[spec], autograph=False)
+            for name, spec in INPUTS.items()
+        }
+        named["class_names"] = tf.function(
+            lambda: {"class_names": self._names}, input_signature=[], autograph=False
+        )
+        return named

@@ -1,0 +1,212 @@
+"""Pictures of a run as PNG files, drawn without pyplot and its global state."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY, GREEN = "#1f5fa8", "#d9731a", "#6b7280", "#2b8a3e"
+_DPI = 110
+
+
+def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None = None) -> None:
+    """Draw loss, accuracy and learning rate over all epochs, with the stages and the best one.
+
+    Args:
+        rows: of metrics.csv: `stage`, `epoch`, `loss`, `val_loss`, an accuracy and its `val_`
+            twin, `lr`; numbers may be strings, empty ones are gaps.
+        path: of the PNG file.
+        best: epoch (from 1) whose weights were kept; default that of the lowest `val_loss`.
+    """
+    epochs = np.arange(1, len(rows) + 1)
+    series = {name: _column(rows, name) for name in _names(rows)}
+    score = next((name for name in series if "acc" in name and not name.startswith("val_")), None)
+    if best is None and np.isfinite(series.get("val_loss", np.array([np.nan]))).any():
+        best = int(np.nanargmin(series["val_loss"])) + 1
+    panels = [("loss", "loss"), (score, "accuracy"), ("lr", "learning rate")]
+    panels = [(name, title) for name, title in panels if name in series]
+    figure = _figure(8, 0.6 + 2.5 * len(panels))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        if name == "lr":
+            axis.plot(epochs, series[name], color=GREY, marker=".", drawstyle="steps-mid")
+            if (series[name] > 0).all():
+                axis.set_yscale("log")
+        else:
+            marker = "o" if len(rows) <= 40 else None
+            for key, colour, label in (
+                (name, BLUE, "train"),
+                (f"val_{name}", ORANGE, "validation"),
+            ):
+                if key in series:
+                    axis.plot(epochs, series[key], color=colour, marker=marker, ms=3.5, label=label)
+        axis.set_ylabel(title)
+        axis.grid(alpha=0.25)
+        if best:
+            label = f"best: epoch {best}"
+            axis.axvline(best, color=GREEN, linestyle="--", linewidth=1.2, label=label)
+    _stages(axes, [str(row.get("stage", "")) for row in rows])
+    axes[0].legend(fontsize=9, framealpha=0.9, edgecolor="none")
+    axes[-1].set_xlabel("epoch")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    axes[-1].set_xlim(0.5, len(rows) + 0.5)
+    _save(figure, path)
+
+
+def confusion(metrics: Mapping[str, Any], path: Path | str) -> None:
+    """Draw the confusion matrix of `metrics.evaluate`: the share of each true class.
+
+    Up to 30 classes have their counts written in; where not all names fit, every second or
+    third class has one. A multilabel task has a matrix per class, so bars of precision and
+    recall are drawn.
+    """
+    if metrics["task"] == "multilabel":
+        _bars(metrics, path)
+        return
+    counts = np.asarray(metrics["confusion"])
+    names = [_short(name, 24) for name in metrics["per_class"]]
+    k = len(names)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(3.2 + 0.33 * k, 13)
+    size = float(np.clip(11 - 0.12 * k, 6, 10))
+    figure = _figure(side + 1.2, side)
+    axis = figure.subplots()
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(
+        image, ax=axis, fraction=0.04, pad=0.02, aspect=30, label="share of the true class"
+    )
+    # As many names as fit: one needs about 1.3 times its font size.
+    step = math.ceil(k * size * 1.3 / 72 / (side * 0.72))
+    ticks = range(0, k, step)
+    turn = 90 if 0.65 * size / 72 * max(map(len, names)) > side * 0.72 / k else 0
+    axis.set_xticks(ticks, names[::step], rotation=turn, fontsize=size)
+    axis.set_yticks(ticks, names[::step], fontsize=size)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    low, high = metrics["accuracy_ci"]
+    axis.set_title(
+        f"accuracy {metrics['accuracy'] * 100:.1f} % ({metrics['correct']:,}/{metrics['n']:,}, "
+        f"95 % CI {low * 100:.1f}-{high * 100:.1f})",
+        fontsize=11,
+    )
+    if k <= 30:
+        widest = max(len(str(counts.max())), 2)
+        inner = min(10.0, side * 0.72 / k * 72 / (0.75 * widest))
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if share[row, column] > 0.55 else "#1f2937"
+                axis.text(
+                    column, row, str(count), ha="center", va="center", color=colour, size=inner
+                )
+    _save(figure, path)
+
+
+def samples(images: Sequence[np.ndarray], titles: Sequence[str], path: Path | str) -> None:
+    """Draw images (height, width, 3) in 0..255, of any size, in a grid with their titles."""
+    columns = min(len(images), max(1, math.ceil(math.sqrt(len(images)))))
+    lines = math.ceil(len(images) / columns)
+    wrapped = ["\n".join(textwrap.wrap(_short(title, 48), 24)) for title in titles]
+    shapes = [np.shape(image)[:2] for image in images]
+    # Each line as high as its tallest image, within reason, plus the title.
+    heights = [
+        2.1 * max(min(h / w, 1.6) for h, w in shapes[i * columns : (i + 1) * columns])
+        + 0.16 * (1 + max(t.count("\n") for t in wrapped[i * columns : (i + 1) * columns]))
+        for i in range(lines)
+    ]
+    figure = _figure(2.1 * columns + 0.3, sum(heights) + 0.12 * lines + 0.2)
+    grid = figure.subplots(lines, columns, squeeze=False, height_ratios=heights)
+    for axis in grid.flat:
+        axis.axis("off")
+    for axis, image, title in zip(grid.flat, images, wrapped, strict=False):
+        axis.imshow(np.clip(np.asarray(image), 0, 255).astype("uint8"))
+        axis.set_anchor("N")
+        axis.set_title(title, fontsize=9, pad=4)
+    _save(figure, path)
+
+
+def _bars(metrics: Mapping[str, Any], path: Path | str) -> None:
+    names = list(metrics["per_class"])
+    figure = _figure(8, 1.4 + 0.32 * len(names))
+    axis = figure.subplots()
+    places = np.arange(len(names))
+    for shift, key, colour in ((-0.2, "precision", BLUE), (0.2, "recall", ORANGE)):
+        values = [metrics["per_class"][name][key] for name in names]
+        axis.barh(places + shift, values, 0.38, color=colour, label=key)
+    supports = [metrics["per_class"][name]["support"] for name in names]
+    labels = [f"{_short(n, 24)} ({s})" for n, s in zip(names, supports, strict=True)]
+    axis.set_yticks(places, labels, fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.grid(axis="x", alpha=0.25)
+    axis.set_title(
+        f"all labels right: {metrics['accuracy'] * 100:.1f} % of {metrics['n']:,}", fontsize=11
+    )
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, path)
+
+
+def _stages(axes, stages: Sequence[str]) -> None:
+    """Draw a line between stages, shade every second one and write their names on top."""
+    starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
+    ends = [*starts[1:], len(stages)]
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        for axis in axes:
+            if number:
+                axis.axvline(start + 0.5, color=GREY, linewidth=0.8)
+            if number % 2:
+                axis.axvspan(start + 0.5, end + 0.5, color=GREY, alpha=0.07, linewidth=0)
+        room = max(3, int(70 * (end - start) / len(stages)))
+        axes[0].annotate(
+            _short(stages[start], room),
+            ((start + end + 1) / 2, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color="#374151",
+        )
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row if name != "stage"))
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    values = [row.get(name) for row in rows]
+    return np.array([np.nan if v in (None, "") else float(v) for v in values])
+
+
+def _short(text: str, length: int) -> str:
+    """Return text on one line, its middle left out if it is too long."""
+    text = " ".join(text.split())
+    if len(text) > length:
+        tail = length // 3
+        text = f"{text[: length - 1 - tail]}…{text[-tail:]}"
+    return text.replace("$", r"\$")  # or matplotlib would set it as mathematics
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    return Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
+
+
+def _save(figure: Figure, path: Path | str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    with files.replacing(path, "wb") as file:
+        figure.savefig(file, format="png")

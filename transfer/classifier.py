@@ -1,0 +1,265 @@
+"""A trained model together with everything that is needed to use it rightly."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import __version__, files
+from ..errors import DlzooError, ModelError
+from ..zoo.spec import Preprocess
+
+if TYPE_CHECKING:
+    import keras
+
+FORMAT = 1  # of model.json; raised when older readers would misunderstand it
+JSON, WEIGHTS, LABELS = "model.json", "model.weights.h5", "labels.txt"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a saved model depends on: dlzoo, keras, tensorflow."""
+    import keras
+    import tensorflow as tf
+
+    return {"dlzoo": __version__, "keras": keras.__version__, "tensorflow": tf.__version__}
+
+
+def rebuild(create: Mapping[str, Any], preprocess: Preprocess) -> keras.Model:
+    """Build the graph again, with fresh weights, that `create` and `preprocess` describe."""
+    from .. import zoo
+
+    # JSON knows no tuples.
+    wanted: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in create.items()
+    }
+    wanted |= {"weights": None, "preprocess": preprocess}
+    return zoo.create_model(**wanted)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that knows its classes and how its images are made.
+
+    Attributes:
+        model: takes raw RGB float images `(n, size, size, 3)` in 0..255 and gives float32
+            logits `(n, classes)`, or `(n, 1)` for a binary task.
+        classes: names, in the order of the outputs; a binary model's logit speaks for the
+            second one.
+        task: `binary`, `multiclass` or `multilabel`.
+        preprocess: how an image file becomes what `model` takes.
+        origin: where it comes from, as JSON-able values; `create` in it are the keyword
+            arguments for `zoo.create_model` that build the same graph.
+    """
+
+    model: keras.Model
+    classes: tuple[str, ...]
+    task: str
+    preprocess: Preprocess
+    origin: dict[str, Any]
+
+    def probabilities(self, images: np.ndarray, batch: int = 32) -> np.ndarray:
+        """Return the probability of each class.
+
+        Args:
+            images: RGB, `(n, size, size, 3)` in 0..255, any numeric type.
+            batch: images computed at a time.
+
+        Returns:
+            float32 `(n, classes)`; rows sum to 1 unless the task is multilabel.
+        """
+        images = np.asarray(images)
+        if images.size and 0 < images.max() <= 1:
+            warnings.warn(
+                "the images look already scaled (their maximum is <= 1.0), but dlzoo's models take "
+                "raw values in 0..255 and normalise inside: the answers would be wrong",
+                stacklevel=2,
+            )
+        parts = [
+            self._forward(images[start : start + batch].astype("float32")).numpy()
+            for start in range(0, len(images), batch)
+        ]
+        logits = np.concatenate(parts) if parts else np.zeros((0, self.model.output_shape[-1]))
+        return to_probabilities(logits, self.task)
+
+    @cached_property
+    def _forward(self):
+        import tensorflow as tf
+
+        # Not `model.predict`: Keras compiles that with XLA, several times slower on a CPU.
+        return tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
+
+    def float32(self) -> Classifier:
+        """Return itself, or the same classifier rebuilt in float32 if it is mixed precision.
+
+        Raises:
+            ModelError: `model.no-recipe` if it would have to be rebuilt and cannot.
+        """
+        import keras
+
+        if all(layer.compute_dtype == "float32" for layer in self.model.layers):
+            return self
+        create = self._recipe()
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("float32")
+        try:
+            model = rebuild(create, self.preprocess)
+        finally:
+            keras.config.set_dtype_policy(policy)
+        model.set_weights(self.model.get_weights())
+        return Classifier(model, self.classes, self.task, self.preprocess, self.origin)
+
+    def save(self, directory: Path | str) -> None:
+        """Write model.json, model.weights.h5 and labels.txt, each whole or not at all.
+
+        model.json comes last and holds the hash of the weights, so that a torn save is
+        refused by `load` and never answers wrongly.
+
+        Raises:
+            ModelError: `model.no-recipe` if `origin` does not say how the model is built.
+        """
+        create = self._recipe()
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        # Keras insists on this ending, so `files.replacing` cannot be used.
+        temporary = directory / f".{os.getpid()}.part.weights.h5"
+        try:
+            self.model.save_weights(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            digest = files.sha256(temporary)
+            temporary.replace(directory / WEIGHTS)
+        finally:
+            temporary.unlink(missing_ok=True)
+        with files.replacing(directory / LABELS) as file:
+            file.writelines(" ".join(name.splitlines()) + "\n" for name in self.classes)
+        files.write_json(
+            directory / JSON,
+            {
+                "format": FORMAT,
+                "create": create,
+                "preprocess": asdict(self.preprocess),
+                "classes": list(self.classes),
+                "task": self.task,
+                "origin": {k: v for k, v in self.origin.items() if k != "create"},
+                "versions": versions(),
+                "weights_sha256": digest,
+                "variables_sha256": _digest(self.model),
+            },
+        )
+
+    def _recipe(self) -> dict[str, Any]:
+        if "create" not in self.origin:
+            raise ModelError(
+                "model.no-recipe",
+                "origin['create'] is missing, so the model could not be built again",
+                fix="build it with create_model and pass its arguments on",
+            )
+        return self.origin["create"]
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Classifier:
+        """Return the classifier that `save` wrote to `directory`.
+
+        Raises:
+            ModelError: `model.not-a-run` if there is none, `model.hash` if the weights are
+                not those saved, `model.version` if other versions of dlzoo, Keras or
+                TensorFlow wrote it and this one cannot read it.
+        """
+        directory = Path(directory)
+        if not (directory / JSON).is_file():
+            raise _not_a_run(directory)
+        try:
+            saved = json.loads((directory / JSON).read_text("utf-8"))
+            expected = saved["weights_sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                "model.not-a-run", f"not a model of dlzoo's: {error!r}", where=directory / JSON
+            ) from error
+        if not (directory / WEIGHTS).is_file():
+            raise ModelError(
+                "model.not-a-run", "the weights are missing", where=directory / WEIGHTS
+            )
+        found = files.sha256(directory / WEIGHTS)
+        if found != expected:
+            raise ModelError(
+                "model.hash",
+                f"expected sha256 {expected[:16]}.., got {found[:16]}..: the weights are damaged",
+                where=directory / WEIGHTS,
+                fix="copy the whole directory again, or train again",
+            )
+        try:
+            preprocess = _preprocess(saved["preprocess"])
+            model = rebuild(saved["create"], preprocess)
+            model.load_weights(directory / WEIGHTS)
+            # Keras leaves what it does not find in the file as it is, with a warning at best.
+            if _digest(model) != saved["variables_sha256"]:
+                raise ValueError("Keras loaded other weights than those saved")
+        except Exception as error:
+            raise _unreadable(saved, directory, error) from error
+        origin = saved["origin"] | {"create": saved["create"]}
+        return cls(model, tuple(saved["classes"]), saved["task"], preprocess, origin)
+
+
+def to_probabilities(logits: np.ndarray, task: str) -> np.ndarray:
+    """Return probabilities `(n, classes)` of logits `(n, classes)`, or `(n, 1)` if binary."""
+    logits = np.asarray(logits, "float64")
+    if task == "multiclass":
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result = powers / powers.sum(axis=1, keepdims=True)
+    else:
+        # exp of a negative number cannot overflow, whatever the sign of the logit.
+        small = np.exp(-np.abs(logits))
+        result = np.where(logits >= 0, 1, small) / (1 + small)
+        if task == "binary":
+            result = np.concatenate([1 - result, result], axis=1)
+    return result.astype("float32")
+
+
+def _digest(model: keras.Model) -> str:
+    """Return a hash of all variables, whatever the layout of the file they were in."""
+    hashes = [files.sha256(np.ascontiguousarray(w).tobytes()) for w in model.get_weights()]
+    return files.sha256("".join(hashes).encode())
+
+
+def _preprocess(saved: dict) -> Preprocess:
+    return Preprocess(**saved | {"mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
+
+
+def _not_a_run(directory: Path) -> ModelError:
+    if not (directory / "saved_model.pb").is_file():
+        message = f"there is no {JSON} here, so this is no model of a run"
+        return ModelError(
+            "model.not-a-run", message, where=directory, fix="give the model/ directory of a run"
+        )
+    runs = [up for up in directory.resolve().parents if (up / "model" / JSON).is_file()]
+    return ModelError(
+        "model.not-a-run",
+        "an exported SavedModel answers but cannot be trained further or exported again",
+        where=directory,
+        fix=f"give {runs[0]}" if runs else "give the run directory it was exported from",
+    )
+
+
+def _unreadable(saved: dict, directory: Path, error: Exception) -> DlzooError:
+    """Say why a well-formed model could not be built: name the versions if they differ."""
+    here, there = versions(), saved.get("versions", {})
+    differ = [f"{k} {there.get(k)} (here {v})" for k, v in here.items() if there.get(k) != v]
+    if differ or saved.get("format") != FORMAT:
+        text = ", ".join(differ) or f"format {saved.get('format')} (here {FORMAT})"
+        return ModelError(
+            "model.version",
+            f"saved with {text}, and it cannot be read: {error}",
+            where=directory,
+            fix="install the versions it was saved with",
+        )
+    if isinstance(error, DlzooError):
+        return error
+    return ModelError("model.weights-mismatch", f"cannot be restored: {error}", where=directory)
