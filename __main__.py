@@ -1,0 +1,5 @@
+"""`python -m dlzoo` is the `dlzoo` command."""
+
+from .cli import main
+
+main()

