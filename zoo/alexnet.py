@@ -1,6 +1,6 @@
 """AlexNet, in the one-column form of "One weird trick" that torchvision has."""
 
-from .blocks import L
+from .blocks import L, average_to
 from .registry import family, torchvision
 
 
@@ -22,10 +22,7 @@ def body(x):
 
 
 def head(taps, dropout):
-    x = taps["C5"]
-    if x.shape[1:3] != (6, 6):
-        x = L.AdaptiveAveragePooling2D(6, name="avgpool")(x)
-    x = L.Flatten(name="flatten")(x)
+    x = L.Flatten(name="flatten")(average_to(taps["C5"], 6, name="avgpool"))
     x = L.Dropout(dropout, name="fc1_drop")(x)
     x = L.Dense(4096, activation="relu", name="fc1")(x)
     x = L.Dropout(dropout, name="fc2_drop")(x)

@@ -17,6 +17,7 @@ class _Lazy:
 
 
 L: Any = _Lazy("keras.layers")
+Init: Any = _Lazy("keras.initializers")
 
 
 def conv(
@@ -55,16 +56,26 @@ def depthwise(x, kernel: int, strides: int = 1, *, name: str):
         strides,
         padding="same",
         use_bias=False,
-        depthwise_initializer="he_normal",
+        # "he_normal" would count all channels as inputs of each, and the signal would fade
+        depthwise_initializer=Init.RandomNormal(stddev=2**0.5 / kernel),
         name=name,
     )(x)
 
 
 def pad(x, kernel: int, strides: int, name: str):
     """Pad symmetrically where TensorFlow's "same" would not; return `(x, padding left)`."""
-    if strides == 1:
+    if strides == 1 or kernel == 1:
         return x, "same"
     return L.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
+
+
+def average_to(x, size: int, *, name: str):
+    """Average to `(batch, size, size, c)`, by torch's windows where the map's size differs."""
+    if 1 in x.shape[1:3]:  # one pixel is repeated: Keras' layer fails on it inside a graph
+        x = L.UpSampling2D([size if n == 1 else 1 for n in x.shape[1:3]], name=f"{name}_repeat")(x)
+    if x.shape[1:3] != (size, size):
+        x = L.AdaptiveAveragePooling2D(size, name=name)(x)
+    return x
 
 
 def norm_act(x, activation: str | None, *, name: str, epsilon: float = 1e-5, momentum=0.9):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ModelError, UsageError
 from . import checkpoints
 from .blocks import L
-from .graph import Built, layer_of, weighted
+from .graph import Built, built, layer_of, weighted
 from .registry import resolve
 from .spec import Preprocess, Variant, Weights
 from .weights import locate
@@ -84,7 +84,7 @@ def create_model(
     image = keras.Input(shape, name="image")
     x = _normalize(image, rule, shape[2])
     maps = variant.family.body(x, **variant.args)
-    built = Built(
+    made = Built(
         variant.name,
         row.tag if row else None,
         create,
@@ -98,7 +98,7 @@ def create_model(
     else:
         outputs = _head(variant, maps, x, classes, pool, create["taps"], dropout)
     model = keras.Model(image, outputs, name=variant.name)
-    model.dlzoo = built
+    model.dlzoo = made
     if row:
         file = path or locate(row, variant.name, offline=offline, progress=progress)
         load(model, variant, row, file)
@@ -115,13 +115,9 @@ def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None
         ModelError: `model.weights-mismatch`, naming the first five misfits.
     """
     layers = weighted(model.layers)
-    skip = set()
-    if any(layer.name == "logits" for layer in layers):
-        units = model.get_layer("logits").units
-        if units != row.classes:
-            skip = {"logits"}
-    layers = [layer for layer in layers if layer.name not in skip]
-    find = _finder(variant, row, file, model)
+    if _fresh_logits(model, variant, row):
+        layers = [layer for layer in layers if layer.name != "logits"]
+    find, rule = _finder(variant, row, file, model)
     first = layers[0].name if layers else None
     wanted: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
     problems = []
@@ -133,7 +129,7 @@ def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None
             problems.append(f"{layer.name}: {missing.args[0]} is not in the file")
             continue
         if layer.name == first:
-            arrays = _fit_channels(arrays, row.preprocess, shapes[0])
+            arrays = _fit_channels(arrays, rule, shapes[0])
         found = [a.shape for a in arrays]
         if found == shapes:
             wanted.append((layer, arrays))
@@ -153,35 +149,54 @@ def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None
         layer.set_weights(arrays)
 
 
+def _fresh_logits(model: keras.Model, variant: Variant, row: Weights) -> bool:
+    """Say whether the logits have other classes, or other features, than the checkpoint's."""
+    if "logits" not in {layer.name for layer in model.layers}:
+        return False
+    pool, taps = (built(model).create[option] for option in ("pool", "taps"))
+    pooled_anew = pool and (variant.family.head or pool != "avg")
+    return bool(model.get_layer("logits").units != row.classes or pooled_anew or taps)
+
+
 def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
-    """Return `layer -> arrays in Keras' order`; it raises KeyError(what is missing)."""
+    """Return `layer -> arrays in Keras' order`, which raises KeyError(what is missing), and
+    the preprocessing that the first kernel of the file expects."""
     if row.reader == "torch":
+        torch_name = variant.family.torch_name
+        if torch_name is None:
+            raise ModelError(
+                "model.weights-mismatch",
+                f"it is not known how a torch file names the layers of {variant.name}",
+                where=file,
+                fix="give a Keras .h5 file",
+            )
         tensors = checkpoints.read_torch(file)
         held = sum(t.size for name, t in tensors.items() if not name.endswith(_BUFFERS))
         _check_size(variant, held, file)
         flattened = _flattened(model)
 
         def from_torch(layer):
-            prefix = variant.family.torch_name(layer.name, **variant.args)
+            prefix = torch_name(layer.name, **variant.args)
             return checkpoints.torch_arrays(
                 type(layer).__name__, prefix, tensors, flattened=flattened.get(layer.name)
             )
 
-        return from_torch
+        return from_torch, row.preprocess
 
-    stored = checkpoints.read_keras(file)
+    stored = [(name.rsplit("/", 1)[-1], arrays) for name, arrays in checkpoints.read_keras(file)]
     held = sum(a.size for _, arrays in stored for a in (arrays[:2] if len(arrays) == 4 else arrays))
     _check_size(variant, held, file)
-    by_name = {name.rsplit("/", 1)[-1]: arrays for name, arrays in stored}
-    names = {
-        layer.name: variant.family.keras_name(layer.name, **variant.args)
-        for layer in weighted(model.layers)
-    }
-    if not any(name in by_name for name in names.values()):
-        # Keras itself loads these files by position: some were written under other names.
-        positions = zip(names, stored, strict=False)
-        by_name = {names[layer]: arrays for layer, (_, arrays) in positions}
-    return lambda layer: by_name[names[layer.name]]
+    by_name = dict(stored)
+    ours = [layer.name for layer in weighted(model.layers)]
+    if "logits" in by_name:  # saved from a model of the zoo, whose kernels take RGB already
+        return lambda layer: by_name[layer.name], replace(row.preprocess, bgr=False)
+    names = {layer: variant.family.keras_name(layer, **variant.args) for layer in ours}
+    if not file.name.endswith(".weights.h5"):  # that kind does not keep the order of its layers
+        # Keras itself goes by position: its files call some layers otherwise ("probs", "Logits").
+        lost = [name for name in names.values() if name not in by_name]
+        free = [arrays for name, arrays in stored if name not in names.values()]
+        by_name.update(zip(lost, free, strict=False))
+    return lambda layer: by_name[names[layer.name]], row.preprocess
 
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -248,9 +263,15 @@ def _head(variant: Variant, maps, x, classes, pool, taps, dropout):
         raise UsageError(
             "model.taps", "taps= joins pooled maps, so it needs pool=", fix="pool='avg'"
         )
-    papers_own = pool is None and variant.family.head
+    papers_own = variant.family.head if pool is None else None
     if papers_own and not (maps and classes == 0):
-        out = variant.family.head(maps or x, rate, **variant.args)
+        if None in x.shape[1:3]:
+            raise UsageError(
+                "model.size",
+                f"the dense layers of {variant.name} need a fixed image size",
+                fix=f"input_shape={variant.size}, or pool='avg' instead of these layers",
+            )
+        out = papers_own(maps or x, rate, **variant.args)
     elif pool is None and classes == 0:
         out = last
     else:
@@ -327,15 +348,3 @@ def _row_for_file(variant: Variant, row: Weights | None, path: Path) -> Weights:
         origin="a local file",
         classes=variant.num_classes,
     )
-
-
-def rebuild(create: dict[str, Any], preprocess: Preprocess) -> keras.Model:
-    """Build the graph that `Built.create` describes, with random weights."""
-    arguments = dict(create)
-    arguments["input_shape"] = tuple(arguments["input_shape"])
-    return create_model(arguments.pop("name"), **arguments, preprocess=preprocess)
-
-
-def describe(rule: Preprocess) -> dict[str, Any]:
-    """Return a preprocessing rule as plain JSON values."""
-    return asdict(rule)

@@ -63,7 +63,7 @@ def groups(model: keras.Model) -> dict[str, list[keras.layers.Layer]]:
     taken: set[str] = set()
     found: dict[str, list[keras.layers.Layer]] = {}
     for tap, tensor in taps(model).items():
-        below = keras.Model(model.inputs, tensor).layers
+        below = keras.Model(model.input, tensor).layers
         found[tap] = [layer for layer in below if layer.name not in taken]
         taken |= {layer.name for layer in below}
     found["head"] = [layer for layer in model.layers if layer.name not in taken]
@@ -104,7 +104,7 @@ def cut(model: keras.Model, at: str) -> tuple[keras.Model, keras.Model]:
             fix=f"known: {', '.join([*places, 'features'])}",
         )
     tensor = features(model) if at == "features" else places[at]
-    bottom = keras.Model(model.inputs, tensor, name=f"{model.name}_to_{at}")
+    bottom = keras.Model(model.input, tensor, name=f"{model.name}_to_{at}")
     try:
         top = keras.Model(tensor, model.output, name=f"{model.name}_from_{at}")
     except ValueError as error:

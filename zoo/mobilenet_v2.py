@@ -45,7 +45,7 @@ add = family(
 add("mobilenet_v2", alpha=1.0, params=3_504_872, gmacs=0.301, weights=[
     keras_applications(
         "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5",
-        md5=None,  # the origin publishes none
+        md5="321911b381f6fd09b744356f6796ee18",  # from others' downloads: the origin publishes none
         preprocess=TF,
         licence="Apache-2.0",
         origin="Google, trained on ImageNet-1k; published by keras.applications",

@@ -127,3 +127,8 @@ class Variant:
     @property
     def tags(self) -> tuple[str, ...]:
         return tuple(w.tag for w in self.weights)
+
+    @property
+    def thumbnail(self) -> bool:
+        """Whether it is made for images too small for the taps of a photograph."""
+        return self.size < 32

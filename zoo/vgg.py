@@ -1,6 +1,6 @@
 """VGG: stacks of 3x3 convolutions, each stack followed by a pooling layer."""
 
-from .blocks import L, conv
+from .blocks import L, average_to, conv
 from .registry import CAFFE, family, keras_applications, torchvision
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -21,9 +21,7 @@ def body(x, depths, norm=False):
 
 
 def head(taps, dropout, **_):
-    x = taps["C5"]
-    if x.shape[1:3] != (7, 7):  # torchvision's way of taking other image sizes
-        x = L.AdaptiveAveragePooling2D(7, name="avgpool")(x)
+    x = average_to(taps["C5"], 7, name="avgpool")  # torchvision's way of taking other sizes
     x = L.Flatten(name="flatten")(x)
     x = L.Dense(4096, activation="relu", name="fc1")(x)
     x = L.Dropout(dropout, name="fc1_drop")(x)

@@ -1,0 +1,64 @@
+"""The models that every row of the matrix runs over, each built once."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from dlzoo import zoo
+from golden import random_weights as rw
+from rows import rows
+
+VARIANTS = zoo.variants()
+
+
+@pytest.fixture(scope="module", params=rows(zoo.list_models()))
+def name(request):
+    """Name every registered variant; by default only the smallest one of each family."""
+    yield request.param
+    _build.cache_clear()
+
+
+@functools.lru_cache(maxsize=8)
+def _build(name, options):
+    model = zoo.create_model(name, **dict(options))
+    if options:
+        rw.fill(model)
+    return model
+
+
+@pytest.fixture
+def build(name):
+    """Give `build(**options)`: the variant with 7 classes on small images, built once for all.
+
+    Its weights are such that logits are of order 1. Of VGG's dense layers of 100 million
+    parameters only some rows make use: the others ask for `light=True`, which puts global
+    average pooling in their place. `whole=True` takes all defaults of the variant.
+    """
+
+    def build(light=False, whole=False, **options):
+        variant = VARIANTS[name]
+        if not whole:
+            options = {"num_classes": 7, "input_shape": size_of(name)} | options
+        if light and variant.params > 1e8:
+            options["pool"] = "avg"
+        return _build(name, tuple(options.items()))
+
+    return build
+
+
+def size_of(name: str) -> int:
+    """Return a small image size in pixels."""
+    return max(VARIANTS[name].min_size, 32)
+
+
+@pytest.fixture
+def images():
+    """Give `images(model, n=2) -> (n, height, width, channels)` in 0..255."""
+
+    def images(model, n=2):
+        shape = (n, *model.input_shape[1:])
+        return np.rint(rw.uniform("images", shape, 0, 255))
+
+    return images

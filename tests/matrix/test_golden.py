@@ -1,0 +1,137 @@
+"""Rows 12 and 15: our outputs are those of torchvision and timm with the same weights.
+
+`tools/make_golden.py` made the golden files. The weights, too large to keep, come from names and
+shapes (tests/golden/random_weights.py) and go through a real file and the public way in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dlzoo import zoo
+from dlzoo.data.decode import decode
+from dlzoo.data.pipeline import load_image
+from dlzoo.zoo import graph
+from golden import random_weights as rw
+from rows import rows
+from safetensors.numpy import save_file
+
+GOLDEN = Path(rw.__file__).parent
+TOLERANCE = 1e-4  # on logits whose standard deviation is 1 to 3
+CONVERTED = [v for v in zoo.variants() if (GOLDEN / f"{v}.npz").exists()]
+
+
+def images(size: str) -> np.ndarray:
+    """Return the noise and the photo, raw RGB `(2, height, width, 3)`."""
+    height, width = map(int, size.split("x"))
+    photo = decode(GOLDEN / "photo.jpg")[:height, :width]
+    return np.stack([rw.noise(height, width), photo.astype("float32")])
+
+
+def read(name: str) -> tuple[dict, dict]:
+    """Return the tensor shapes by name, and `{size: (logits, moments)}`."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        shapes = json.loads(file["tensors"].tobytes()) if "tensors" in file else []
+        sizes = [key.removeprefix("logits_") for key in file if key.startswith("logits_")]
+        expected = {size: (file[f"logits_{size}"], file[f"moments_{size}"]) for size in sizes}
+    return {tensor: tuple(shape) for tensor, shape in shapes}, expected
+
+
+def off_by(logits: np.ndarray, expected: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return the largest difference to a golden entry."""
+    kept, moments = expected
+    ours = np.stack([logits.mean(1), logits.std(1)], 1)
+    return max(np.abs(logits[:, : kept.shape[1]] - kept).max(), np.abs(ours - moments).max())
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """Give `write(shapes) -> path`; the file, of up to 600 MB, goes when the test is done."""
+    path = tmp_path / "random.safetensors"
+
+    def write(shapes):
+        save_file(rw.state_dict(shapes), path)
+        return path
+
+    yield write
+    path.unlink(missing_ok=True)
+
+
+def cases() -> Iterator[str]:
+    """Return `NAME SIZE` for heads that are built for one size, else `NAME all`."""
+    for name in CONVERTED:
+        fixed = zoo.variants()[name].family.head is not None
+        for size in read(name)[1] if fixed else ["all"]:
+            yield f"{name} {size}"
+
+
+# Each way through the code once; the other variants are the same code with other numbers.
+DEFAULT = {"alexnet 224x224", "alexnet 256x300", "vgg11 96x160", "resnet18 all"}
+DEFAULT |= {"resnet50_v1_5 all", "efficientnet_lite2 all"}
+
+
+@pytest.mark.parametrize("case", rows(cases(), DEFAULT))
+def test_same_outputs_as_the_reference(case, weights_file):
+    name, size = case.split()
+    shapes, expected = read(name)
+    shape = (None, None) if size == "all" else tuple(map(int, size.split("x")))
+    model = zoo.create_model(name, weights=weights_file(shapes), input_shape=shape)
+    for at in expected if size == "all" else [size]:
+        off = off_by(np.asarray(model(images(at), training=False)), expected[at])
+        print(f"{name} at {at}: off by {off:.1e}")
+        assert off <= TOLERANCE, at
+
+
+@pytest.mark.parametrize(
+    "name",
+    rows([f"efficientnet_lite{n}.tf_in1k" for n in (0, 1, 2)], ["efficientnet_lite0.tf_in1k"]),
+)
+def test_same_outputs_with_the_published_weights(name):
+    (size, expected), *_ = read(name)[1].items()
+    model = zoo.create_model(name)
+    off = off_by(np.asarray(model(images(size), training=False)), expected)
+    print(f"{name}: off by {off:.1e}")
+    assert off <= TOLERANCE
+    plain = zoo.create_model(name.partition(".")[0])
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
+
+
+def test_12_from_the_photograph_to_the_logits():
+    """Resizing is the one step where libraries differ: Pillow rounds between its two passes."""
+    model = zoo.create_model("efficientnet_lite0.tf_in1k")
+    pixels = load_image(GOLDEN / "photo.jpg", graph.built(model).preprocess)
+    kept, _ = read("photo_to_lite0")[1]["224x224"]
+    logits = np.asarray(model(pixels[None], training=False))
+    off = np.abs(logits[:, : kept.shape[1]] - kept).max()
+    print(f"off by {off:.1e}")
+    assert off < 0.1
+
+
+def test_11_a_grey_image_is_a_colour_image_of_equal_channels(weights_file):
+    x = images("64x64")[..., :1]
+    name = "efficientnet_lite0.tf_in1k"  # its channels are normalised alike: no difference
+    options = {"input_shape": 64}
+    colour, grey = zoo.create_model(name, **options), zoo.create_model(name, in_chans=1, **options)
+    off = np.abs(grey(x, training=False) - colour(np.repeat(x, 3, -1), training=False)).max()
+    assert off <= TOLERANCE
+
+    options["weights"] = weights_file(read("resnet18")[0])  # normalised by channel: nearly none
+    colour, grey = (zoo.create_model("resnet18", in_chans=n, **options) for n in (3, 1))
+    kernels = [m.get_layer("conv1_conv").kernel.numpy() for m in (colour, grey)]
+    std = np.array((58.395, 57.12, 57.375))
+    weighed = (kernels[0] * (std.mean() / std)[:, None]).sum(2, keepdims=True)
+    assert np.allclose(kernels[1], weighed, atol=1e-5)
+    expected = colour(np.repeat(x, 3, -1), training=False).numpy()
+    off = np.abs(grey(x, training=False) - expected).max()
+    print(f"resnet18 grey: off by {off:.1e}, spread {expected.std():.1e}")
+    assert off < 0.3 * expected.std()
+
+
+def test_every_torch_checkpoint_has_a_golden_file():
+    torch = [n for n, v in zoo.variants().items() if any(w.reader == "torch" for w in v.weights)]
+    lite = zoo.list_models("efficientnet_lite*")
+    assert set(CONVERTED) == {*torch, *lite}

@@ -1,0 +1,267 @@
+"""The zoo's names, listings, options and refusals; what the models compute is in tests/matrix."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from dlzoo import zoo
+from dlzoo.errors import ModelError, UsageError
+from dlzoo.zoo import graph, registry
+from golden import random_weights as rw
+from safetensors.numpy import save_file
+
+SMALL = {"input_shape": 32, "num_classes": 3}
+
+
+def layers(model):
+    return [(layer.name, type(layer).__name__, layer.output.shape) for layer in model.layers]
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("vgg161", "vgg16"), ("resnet-50", "resnet50"), ("efficientnet_light0", "efficientnet_lite0")],
+)
+def test_an_unknown_name_suggests_the_nearest(wrong, right):
+    with pytest.raises(UsageError, match=f"did you mean '{right}'") as caught:
+        zoo.create_model(wrong)
+    assert caught.value.id == "model.unknown" and caught.value.exit_code == 2
+
+
+def test_a_name_like_no_other_suggests_nothing():
+    with pytest.raises(UsageError) as caught:
+        zoo.create_model("zzzzzzzz")
+    assert "did you mean" not in str(caught.value) and "dlzoo list" in caught.value.hint
+
+
+def test_an_unknown_tag_suggests_the_nearest():
+    for options in ({"name": "vgg16.tv_in2k"}, {"name": "vgg16", "weights": "tv_in2k"}):
+        with pytest.raises(UsageError, match="did you mean 'tv_in1k'") as caught:
+            zoo.create_model(**options)
+        assert caught.value.id == "model.unknown-weights"
+        assert "keras_in1k" in caught.value.hint
+
+
+def test_resolve_finds_the_checkpoint_by_name_or_tag():
+    by_name, by_tag = zoo.resolve("vgg16.tv_in1k"), zoo.resolve("vgg16", "tv_in1k")
+    assert by_name == by_tag and by_name[1].uri.endswith("vgg16-397923af.pth")
+    assert zoo.resolve("vgg16")[1] is None
+    assert zoo.resolve("vgg16", True)[1].tag == "keras_in1k"
+    with pytest.raises(UsageError, match=r"model\.no-weights"):
+        zoo.resolve("lenet5", True)
+
+
+def test_a_name_is_registered_once():
+    row = {"params": 1, "gmacs": 0.0}
+    add = registry.family("twice", lambda x: {}, paper="", year=2000)
+    with pytest.raises(ValueError, match="'vgg16' is registered twice"):
+        add("vgg16", **row)
+    checkpoint = zoo.resolve("vgg16", True)[1]
+    with pytest.raises(ValueError, match="two checkpoints of one tag"):
+        add("twice", weights=[checkpoint, checkpoint], **row)
+    assert "twice" not in zoo.variants()
+
+
+# ---------------------------------------------------------------- listings
+
+
+def test_list_models_takes_wildcards_and_lists():
+    assert zoo.list_models("vgg1?") == ["vgg11", "vgg13", "vgg16", "vgg19"]
+    assert zoo.list_models(["lenet*", "mlp"]) == ["lenet5", "mlp"]
+    assert zoo.list_models("VGG*") == [] == zoo.list_models([])
+    assert zoo.list_models() == sorted(zoo.variants(), key=zoo.list_models().index)
+    assert zoo.list_models("resnet*")[:3] == ["resnet18", "resnet34", "resnet50"]
+
+
+def test_list_models_filters():
+    assert zoo.list_models(family=["mlp", "lenet5"], pretrained=False) == ["lenet5", "mlp"]
+    assert zoo.list_models(pretrained=True, max_params=5e6) == [
+        "efficientnet_lite0",
+        "mobilenet_v2",
+    ]
+    assert zoo.list_models(min_top1=82) == ["resnet152_v1_5"]
+    assert set(zoo.list_models(licence="Apache*")) == {
+        "efficientnet_lite0",
+        "efficientnet_lite1",
+        "efficientnet_lite2",
+        "mobilenet_v2",
+    }
+    # one checkpoint must have both: vgg16's better one has another licence
+    assert zoo.list_models("vgg16", licence="CC-BY-4.0", min_top1=71.5) == []
+
+
+def test_info_is_plain_data():
+    info = zoo.info("resnet50_v1_5")
+    assert info["params"] == 25_557_032 and info["family"] == "resnet"
+    assert [row["tag"] for row in info["weights"]] == ["tv_in1k", "tv2_in1k"]
+    assert info["weights"][0]["preprocess"]["mean"] == (123.675, 116.28, 103.53)
+    assert json.loads(json.dumps(info))["size"] == 224
+    with pytest.raises(UsageError, match="did you mean"):
+        zoo.info("resnet50_v15")
+
+
+def test_listing_loads_no_tensorflow():
+    program = (
+        "import sys; from dlzoo import zoo; zoo.list_models('vgg*'); zoo.info('vgg16'); "
+        "dir(zoo); print(*{'tensorflow', 'keras', 'h5py', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_a_model_is_a_function_of_its_name():
+    assert layers(zoo.lenet5(num_classes=4)) == layers(zoo.create_model("lenet5", num_classes=4))
+    assert all(callable(getattr(zoo, name)) for name in zoo.list_models())
+    assert {"lenet5", "create_model", "list_models"} <= set(dir(zoo))
+    with pytest.raises(AttributeError, match="vgg166"):
+        _ = zoo.vgg166
+
+
+def test_pooled_taps_are_joined():
+    model = zoo.create_model("resnet18", pool="avg", taps=("C4", "C5"), **SMALL)
+    features = keras.Model(model.input, [graph.features(model), *graph.taps(model).values()])
+    x = rw.noise(32, 32)[None]
+    joined, *maps = features(x, training=False)
+    expected = np.concatenate([np.mean(m, (1, 2)) for m in maps[-2:]], -1)
+    assert joined.shape == (1, 256 + 512)
+    assert np.abs(joined - expected).max() < 1e-4 * np.abs(expected).max()
+    assert graph.built(model).create["taps"] == ["C4", "C5"]
+
+
+def test_pool_takes_the_maximum_too():
+    model = zoo.create_model("resnet18", pool="max", input_shape=64, num_classes=0)
+    features = keras.Model(model.input, [model.output, graph.taps(model)["C5"]])
+    top, last = features(rw.noise(64, 64)[None], training=False)
+    assert np.array_equal(top, np.max(last, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "id", "words"),
+    [
+        ({"pool": "mean"}, "model.pool", "avg, max"),
+        ({"pool": "avg", "taps": ("C9",)}, "model.taps", "C1, C2, C3, C4, C5"),
+        ({"taps": ("C5",)}, "model.taps", "pool"),
+        ({"input_shape": (40, 40, 3), "in_chans": 1}, "model.size", "3 channels, in_chans 1"),
+        ({"input_shape": 31}, "model.size", "at least 32 pixels, got 31"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, id, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        zoo.create_model("resnet18", **{"num_classes": 3, "input_shape": 32} | options)
+    assert caught.value.id == id
+
+
+def test_dense_layers_need_a_size():
+    with pytest.raises(UsageError, match="fixed image size") as caught:
+        zoo.create_model("lenet5", input_shape=(None, None, 1))
+    assert caught.value.id == "model.size"
+    assert zoo.create_model("resnet18", input_shape=(None, None)).output_shape == (None, 1000)
+
+
+def test_dropout_is_the_papers_or_what_is_asked():
+    def rates(name, **options):
+        found = zoo.create_model(name, **SMALL, **options).layers
+        return [layer.rate for layer in found if isinstance(layer, keras.layers.Dropout)]
+
+    assert rates("mlp") == [0.2, 0.2] and rates("mlp", dropout=0.5) == [0.5, 0.5]
+    assert rates("efficientnet_lite0") == [0.2]
+    assert rates("efficientnet_lite0", dropout=0) == []
+    assert rates("resnet18") == [] and rates("resnet18", dropout=0.3) == [0.3]
+
+
+def test_a_model_knows_how_it_was_made():
+    model = zoo.create_model("resnet18", **SMALL)
+    made = graph.built(model)
+    assert (made.name, made.tag, made.preprocess.size) == ("resnet18", None, 32)
+    create = json.loads(json.dumps(made.create))
+    create["input_shape"] = tuple(create["input_shape"])
+    assert layers(zoo.create_model(**create)) == layers(model)
+    with pytest.raises(UsageError, match=r"model\.not-from-zoo"):
+        graph.taps(keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)]))
+    with pytest.raises(UsageError, match="no tap 'C6'; did you mean"):
+        graph.cut(model, "C6")
+
+
+# ---------------------------------------------------------------- weights of one's own
+
+
+@pytest.mark.parametrize("file", ["nowhere.pth", "some/where.h5", "nowhere.safetensors"])
+def test_a_weights_file_that_is_missing(file):
+    with pytest.raises(ModelError) as caught:
+        zoo.create_model("resnet18", weights=file)
+    assert caught.value.id == "model.file-missing" and caught.value.exit_code == 4
+
+
+def state(name="resnet18"):
+    """Return the torch state dict of ResNet-18 with 3 classes."""
+    model = zoo.create_model(name, **SMALL)
+    shapes = {}
+    for layer in graph.weighted(model.layers):
+        prefix = zoo.variants()[name].family.torch_name(layer.name)
+        if isinstance(layer, keras.layers.BatchNormalization):
+            parts = ("weight", "bias", "running_mean", "running_var")
+            shapes |= {f"{prefix}.{part}": layer.gamma.shape for part in parts}
+        elif isinstance(layer, keras.layers.Dense):
+            shapes |= {f"{prefix}.weight": layer.kernel.shape[::-1], f"{prefix}.bias": (3,)}
+        else:
+            h, w, i, o = layer.kernel.shape
+            shapes[f"{prefix}.weight"] = (o, i, h, w)
+    return rw.state_dict(shapes)
+
+
+def test_misfits_are_counted_and_the_first_five_named(tmp_path):
+    tensors = state()
+    wrong = [name for name in tensors if name.endswith("conv2.weight")]  # 8 layers
+    for name in wrong[1:]:
+        tensors[name] = tensors[name][:, :, :1]
+    del tensors[wrong[0]]
+    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError) as caught:
+        zoo.create_model("resnet18", weights=tmp_path / "x.safetensors", **SMALL)
+    text = str(caught.value)
+    assert caught.value.id == "model.weights-mismatch"
+    assert "8 of 40 layers of resnet18" in text and "and 3 more" in text
+    assert f"conv2_block1_2_conv: {wrong[0]} is not in the file" in text
+    assert "conv2_block2_2_conv: needs [(3, 3, 64, 64)], the file has [(1, 3, 64, 64)]" in text
+    assert text.count("\n  conv") == 5
+
+
+def test_a_file_of_a_larger_model_is_refused(tmp_path):
+    tensors = state() | {"layer5.0.conv1.weight": np.zeros((1 << 20, 1), np.float32)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="11,689,512") as caught:
+        zoo.create_model("resnet18", weights=tmp_path / "x.safetensors", **SMALL)
+    assert caught.value.id == "model.weights-mismatch"
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
+def test_weights_saved_from_a_model_come_back(name, tmp_path):
+    options = {"num_classes": 1000, "input_shape": 32}
+    model = zoo.create_model(name, **options)
+    rw.fill(model)
+    model.save_weights(path := tmp_path / "mine.weights.h5")
+    rule = graph.built(model).preprocess
+    again = zoo.create_model(name, weights=path, preprocess=rule, **options)
+    x = rw.noise(32, 32)[None]
+    assert np.array_equal(again(x, training=False), model(x, training=False))
+
+
+def test_from_scratch_an_image_leaves_its_mark():
+    """The first layers' initialisation must not let the signal fade or explode."""
+    for name in ("mobilenet_v2", "efficientnet_lite0", "resnet18"):
+        keras.utils.set_random_seed(0)
+        model = zoo.create_model(name, input_shape=64, num_classes=10)
+        x = np.stack([rw.noise(64, 64), rw.photo()[:64, :64].astype("float32")])
+        logits = np.asarray(model(x, training=False))
+        assert 1e-2 < np.abs(logits[0] - logits[1]).max() < 1e2, name
