@@ -25,9 +25,28 @@ _PUBLIC = {
     "DlzooError": "errors",
 }
 _ROOMS = ("zoo", "data", "callbacks", "transfer", "export", "report")
-__all__ = ["__version__", *sorted(_PUBLIC), *_ROOMS]
+__all__ = [
+    "Classifier",
+    "DlzooError",
+    "Plan",
+    "Run",
+    "Stage",
+    "__version__",
+    "callbacks",
+    "create_model",
+    "data",
+    "export",
+    "finetune",
+    "info",
+    "list_models",
+    "load_data",
+    "load_run",
+    "report",
+    "transfer",
+    "zoo",
+]
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what the two tables above say, for editors and type checkers
     from . import callbacks, data, export, report, transfer, zoo
     from .data import load_data
     from .errors import DlzooError

@@ -68,7 +68,7 @@ def say(text: str = "", shown: str | None = None) -> None:
     Args:
         text: the line. shown: what a terminal gets in its place.
     """
-    _log(text)
+    log(text)
     if not _state["quiet"]:
         _write(sys.stderr, (shown if shown and is_terminal() else text) + "\n")
 
@@ -97,7 +97,7 @@ def box(text: str) -> None:
 def error(error: DlzooError) -> None:
     """Print an error on stderr, also when quiet, and into the run's log."""
     text = error.render()
-    _log(text)
+    log(text)
     head, colon, rest = text.partition(":")
     _write(sys.stderr, (_styled(head, "1;31") if is_terminal() else head) + colon + rest + "\n")
 
@@ -197,7 +197,7 @@ def _styled(text: str, code: str) -> str:
     return text if os.environ.get("NO_COLOR") else f"\x1b[{code}m{text}\x1b[0m"
 
 
-def _log(text: str) -> None:
+def log(text: str) -> None:
     if _state["log"] is not None:
         print(text, file=_state["log"], flush=True)
 

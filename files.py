@@ -38,7 +38,7 @@ def sha256(data: bytes | Path | str) -> str:
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
     digest = hashlib.sha256()
-    with open(data, "rb") as file:
+    with Path(data).open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -53,7 +53,7 @@ def replacing(path: Path | str, mode: str = "w", **kwargs: Any) -> Iterator[IO]:
         kwargs.setdefault("encoding", "utf-8")
         kwargs.setdefault("newline", "")
     try:
-        with open(temporary, mode, **kwargs) as file:
+        with temporary.open(mode, **kwargs) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO
 
 from rich.console import Console
@@ -37,6 +37,7 @@ class Progress(Resumable):
         best: marks the epochs that are the best so far; put it before this in the list.
         stream: where to write; None is stderr as it is at the time.
         quiet: write nothing.
+        log: called with each finished line, also when quiet.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class Progress(Resumable):
         best: BestModel | None = None,
         stream: IO[str] | None = None,
         quiet: bool = False,
+        log: Callable[[str], None] | None = None,
     ):
         super().__init__()
         self.images, self.best = images, best
-        self.stream, self.quiet = stream, quiet
+        self.stream, self.quiet, self.log = stream, quiet, log
         self._bar: Bar | None = None
         self._begun = self._trained = self._drawn = 0.0
         self._steps = 0
@@ -97,11 +99,12 @@ class Progress(Resumable):
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Write the finished line."""
         self.close()
+        line = self.line(epoch, logs)
+        if self.log is not None:
+            self.log(line)
         if not self.quiet:
             with contextlib.suppress(OSError, ValueError):
-                self._console().print(
-                    self.line(epoch, logs), markup=False, highlight=False, soft_wrap=True
-                )
+                self._console().print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Leave the terminal as it was."""

@@ -93,7 +93,7 @@ def batches(
         epochs, start_epoch, shuffle = 1, 0, False
         level = level if view > 0 else None
     steps = -(-len(records) // batch)
-    labels, weight = data.labels(split), _sample_weights(data, split, weights)
+    labels, weight = data.labels(split), sample_weights(data, split, weights)
     images = _images(data, shorter_side(preprocess))
 
     def fetch(index: np.ndarray) -> np.ndarray:
@@ -217,7 +217,7 @@ def _hot(data: Data, split: str) -> np.ndarray:
     return np.concatenate([1 - labels, labels], axis=1) if data.task == "binary" else labels
 
 
-def _sample_weights(data: Data, split: str, weights: np.ndarray | None) -> np.ndarray:
+def sample_weights(data: Data, split: str, weights: np.ndarray | None) -> np.ndarray:
     hot = _hot(data, split)
     if weights is None:
         return np.ones(len(hot), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import threading
 from dataclasses import dataclass, field
@@ -115,6 +116,18 @@ class Record:
         if self.image.shape is None:
             return decode.decode(data, max_pixels=max_pixels)
         return np.frombuffer(data, np.uint8).reshape(self.image.shape)
+
+    def encoded(self) -> bytes:
+        """Return the image as the content of an image file: as it is stored, else as PNG."""
+        if isinstance(self.image, Path):
+            return self.image.read_bytes()
+        if isinstance(self.image, Blob) and self.image.shape is None:
+            return self.image.bytes()
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(self.pixels()).save(buffer, "png")
+        return buffer.getvalue()
 
 
 @dataclass

@@ -20,6 +20,8 @@ from ..zoo.spec import Preprocess
 if TYPE_CHECKING:
     import keras
 
+    from ..data import Data
+
 FORMAT = 1  # of model.json; raised when older readers would misunderstand it
 JSON, WEIGHTS, LABELS = "model.json", "model.weights.h5", "labels.txt"
 
@@ -88,6 +90,14 @@ class Classifier:
         ]
         logits = np.concatenate(parts) if parts else np.zeros((0, self.model.output_shape[-1]))
         return to_probabilities(logits, self.task)
+
+    def answers(self, data: Data, split: str, batch: int = 32) -> np.ndarray:
+        """Return the probabilities `(n, classes)` for a split, in the order of its keys."""
+        from ..data.pipeline import batches, surfacing
+
+        with surfacing(data):
+            images = batches(data, split, self.preprocess, batch=batch)
+            return np.concatenate([self.probabilities(x.numpy()) for x, *_ in images])
 
     @cached_property
     def _forward(self):

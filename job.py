@@ -1,0 +1,367 @@
+"""The steps of a fine-tuning run, from its settings to its metrics."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+import tomllib
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, console, files
+from .config import FinetuneConfig, to_toml
+from .data import Data, load_data
+from .errors import DataError, DlzooError, Interrupted, ResumeError, UsageError
+from .rundir import RunDir
+from .zoo import resolve as find_model
+
+if TYPE_CHECKING:
+    from .transfer.classifier import Classifier
+    from .transfer.plan import Plan
+
+
+class Job:
+    """The steps of `finetune`, in order; each sets what the later ones need."""
+
+    def __init__(self, config: FinetuneConfig, source: Any):
+        self.config, self.source = config, source
+        if config.offline:
+            os.environ["DLZOO_OFFLINE"] = "1"  # the sources of data ask for it, too
+        self.began = time.perf_counter()
+        self.classifier: Classifier | None = None
+
+    def run(self) -> RunDir | None:
+        """Do it all, up to the metrics; None if the run in question was finished before."""
+        config = self.config
+        RunDir.check(config.out, None if config.resume == "auto" else config.name)
+        self.find_model()
+        self.load_data()
+        directory, resume = self.open_directory()
+        if resume and directory.read()["status"] == "finished":
+            console.say(f"nothing to resume: {directory.path} is finished")
+            return directory
+        with directory, console.logging_to(directory.log):
+            self.build()
+            self.write_inputs(directory)
+            self.header(directory)
+            outcome = self.train(directory, resume)
+            self.finish(directory, outcome)
+        return directory
+
+    def rehearse(self) -> dict[str, Any]:
+        """Check everything and run one train and one eval step of each stage; write nothing."""
+        from .transfer.fit import rehearse
+
+        RunDir.check(self.config.out, self.config.name)
+        self.find_model()
+        self.load_data()
+        self.build()
+        with self.machine.strategy.scope():
+            stages = rehearse(self.model, self.data, self.plan, self.rule)
+        return {"plan": self.plan.to_dict(), "data": self.data.summary(), "stages": stages}
+
+    def find_model(self) -> None:
+        """Resolve backbone and weights, and fetch them: no data is read before they are here."""
+        from .zoo.weights import locate
+
+        config = self.config
+        tag: Any = {"auto": True, "none": None}.get(config.weights, config.weights)
+        looks_like_file = isinstance(tag, str) and (Path(tag).suffix or "/" in tag)
+        self.variant, self.row = find_model(config.backbone, None if looks_like_file else tag)
+        if config.weights == "auto" and not self.variant.weights:
+            raise UsageError(
+                "model.no-weights",
+                f"{self.variant.name} has no published weights",
+                fix="--weights none trains it from scratch",
+            )
+        self.weights: Any = None if config.weights == "none" else tag if looks_like_file else None
+        if config.weights == "none":
+            self.row = None
+        self.pretrained = bool(self.row or self.weights)
+        if config.size != "auto" and config.size < self.variant.min_size:
+            raise UsageError(
+                "model.size",
+                f"{self.variant.name} needs images of at least {self.variant.min_size} pixels, "
+                f"got {config.size}",
+                fix=f"--size {self.variant.size}",
+            )
+        if self.row:
+            with console.progress(f"{self.variant.name}.{self.row.tag}") as progress:
+                offline = config.offline or None
+                locate(self.row, self.variant.name, offline=offline, progress=progress)
+            self.weights = self.row.tag
+
+    def load_data(self) -> None:
+        config = self.config
+        if isinstance(self.source, Data):
+            self.data = self.source
+        elif self.source is None:
+            raise UsageError("usage.data", "no data given", fix="--data digits, or --data FOLDER")
+        else:
+            with console.progress("scanning images") as progress:
+                self.data = load_data(
+                    self.source,
+                    task=config.task,
+                    val_split=config.val_split,
+                    test_split=config.test_split,
+                    split_file=config.split_file,
+                    seed=config.seed,
+                    on_bad_image=config.on_bad_image,
+                    ignore_classes=tuple(config.ignore_class),
+                    strict=config.strict_data,
+                    progress=progress,
+                )
+        if config.flip != "auto":
+            self.data.flip = config.flip == "on"
+        if not self.data.splits["val"]:
+            raise DataError(
+                "data.no-validation",
+                "training needs validation photos to know its best epoch",
+                where=self.data.name,
+                fix="--val-split 0.1, or put some in the split file",
+            )
+
+    def open_directory(self) -> tuple[RunDir, bool]:
+        """Make a new run directory, or find the one to go on with."""
+        config = self.config
+        stem = f"{config.backbone}-{self.data.name}"
+        if config.resume == "auto":
+            found = self.to_resume(stem)
+            if found:
+                return found, True
+        directory = RunDir.create(config.out, config.name, stem)
+        directory.record(data=self.data.fingerprint)
+        return directory, False
+
+    def to_resume(self, stem: str) -> RunDir | None:
+        out, name = Path(self.config.out), self.config.name
+        if name:
+            if not (out / name / "run.json").is_file():
+                return None
+            directory = RunDir.open(out / name)
+            self.check_same(directory)
+            return directory
+        found = sorted(out.glob(f"{stem}-*/run.json"), key=lambda p: p.stat().st_mtime)
+        for path in reversed(found):
+            directory = RunDir.open(path.parent)
+            try:
+                self.check_same(directory)
+            except (DlzooError, OSError):
+                continue
+            return directory
+        return None
+
+    def check_same(self, directory: RunDir) -> None:
+        """Refuse to go on under other settings or with other photos."""
+        if not directory.config.is_file():
+            raise ResumeError(
+                "resume.no-valid-checkpoint", "the run never began", where=directory.path
+            )
+        old = tomllib.loads(directory.config.read_text("utf-8"))
+        new = tomllib.loads(to_toml(self.config))
+        changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+        if changed:
+            raise ResumeError(
+                "resume.config-changed",
+                ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed),
+                where=directory.config,
+                fix="resume with the settings of the run, or give another --name",
+            )
+        if directory.read().get("data") != self.data.fingerprint:
+            raise ResumeError(
+                "resume.data-changed",
+                "the photos, their labels or their split are not those of the run",
+                where=directory.manifest,
+                fix="start a new run",
+            )
+
+    def build(self) -> None:
+        """Set the machine up, make the plan, and build the model it asks for."""
+        from . import zoo
+        from .transfer.distribute import prepare
+        from .zoo import graph
+
+        config = self.config
+        self.machine = prepare(
+            device=config.device,
+            strategy=config.strategy,
+            precision=config.precision,
+            seed=config.seed,
+            deterministic=config.deterministic,
+        )
+        plan = self.make_plan()
+        arguments: dict[str, Any] = {"pool": "avg", "taps": plan.taps}
+        if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
+            arguments, plan = {}, replace(plan, taps=())
+        with self.machine.strategy.scope():
+            self.model = zoo.create_model(
+                self.variant.name,
+                num_classes=1 if self.data.task == "binary" else len(self.data.classes),
+                weights=self.weights,
+                input_shape=(plan.size, plan.size, 3),
+                dropout=plan.dropout,
+                offline=config.offline or None,
+                **arguments,
+            )
+        kinds = {type(layer).__name__ for layer in self.model.layers}
+        if "BatchNormalization" not in kinds:
+            plan = replace(self.make_plan(norm=False), taps=plan.taps)
+        self.plan = plan
+        self.rule = replace(graph.built(self.model).preprocess, crop=plan.crop)
+
+    def make_plan(self, norm: bool = True) -> Plan:
+        """Return the preset with the user's settings, its size and crop decided."""
+        from .transfer.plan import image_size, make_plan
+
+        config = self.config
+        names = [
+            "taps", "crop", "augment", "dropout", "label_smoothing", "l1", "l2", "class_weight",
+            "monitor", "seed", "lr", "optimizer", "schedule", "batch", "patience",
+        ]  # fmt: skip
+        plan = make_plan(
+            config.preset,
+            pretrained=self.pretrained,
+            norm=norm,
+            stages=config.stages,
+            epochs=config.epochs,
+            overrides={
+                **{name: getattr(config, name) for name in names},
+                "decay": config.layer_decay,
+                "train_bn": config.train_bn or None,
+            },
+        )
+        size = config.size
+        if size == "auto":
+            side = self.data.summary()["shorter_side"]["median"]
+            native = self.row.preprocess.size if self.row else self.variant.size
+            size = image_size(native, plan.size, side, self.variant.min_size)
+        return replace(plan, size=size)
+
+    def write_inputs(self, directory: RunDir) -> None:
+        """Write what the run starts from, before the first step."""
+        import tomli_w
+
+        files.write_text(directory.config, to_toml(self.config))
+        files.write_text(directory.plan, tomli_w.dumps(self.plan.to_dict()))
+        files.write_text(directory.labels, "\n".join(self.data.classes) + "\n")
+        self.data.write_manifest(directory.manifest)
+        self.data.write_problems(directory.data_report)
+        directory.record(
+            data=self.data.fingerprint,
+            model=self.variant.name,
+            weights=self.row.tag if self.row else self.config.weights,
+            device=self.machine.device,
+            precision=self.machine.precision,
+            replicas=self.machine.replicas,
+            deterministic=self.config.deterministic,
+        )
+
+    def header(self, directory: RunDir) -> None:
+        """Say in six lines what is about to happen."""
+        data, plan, row = self.data, self.plan, self.row
+        name, origin = self.variant.name, "random weights"
+        if row:
+            name = f"{name}.{row.tag}"
+            digest = row.sha256 or row.sha256_prefix
+            origin = f"sha256 {digest[:8]}.." if digest else f"md5 {(row.md5 or 'unknown')[:8]}.."
+        elif self.weights:
+            origin = str(self.weights)
+        sizes = "/".join(str(n) for n in data.splits.values())
+        how = "from file" if self.config.split_file else f"stratified, seed {self.config.seed}"
+        stages = ", ".join(f"{s.name} {s.epochs}" for s in plan.stages)
+        warned = sum(problem.action == "kept" for problem in data.problems)
+        console.header(
+            [
+                f"dlzoo {__version__}  {name} ({origin})  ->  {len(data.classes)} classes, "
+                f"{len(data):,} images ({data.skipped} skipped)",
+                f"split {sizes} {how}, manifest {data.fingerprint[:8]}..  "
+                f"{warned} warnings in data_report.csv",
+                f"device {self.machine.device} {self.machine.precision}  "
+                f"images {plan.size} px, augment {plan.augment}"
+                + ("" if data.flip else ", never mirrored"),
+                f"plan {self.config.preset}: {stages} epochs at most  monitor {plan.monitor}",
+                f"model {self.model.count_params():,} parameters  task {data.task}",
+                f"run {directory.path}",
+            ]
+        )
+
+    def train(self, directory: RunDir, resume: bool):
+        from .transfer.fit import train
+
+        choice = {"auto": None, "on": True, "off": False}[self.config.cache]
+        with self.machine.strategy.scope():
+            outcome = train(
+                self.model,
+                self.data,
+                self.plan,
+                self.rule,
+                folder=directory.path,
+                resume=resume,
+                use_cache=choice,
+                quiet=self.config.quiet,
+                say=console.say,
+                log=console.log,
+            )
+        if outcome.interrupted is not None:
+            if not outcome.rows:
+                raise KeyboardInterrupt
+            again = f"{_command(directory)} --resume auto"
+            raise Interrupted(
+                "train.interrupted",
+                f"stopped after {len(outcome.rows)} epochs; everything up to there is saved",
+                where=directory.path,
+                fix=f"go on with: {again}",
+            )
+        return outcome
+
+    def finish(self, directory: RunDir, outcome) -> None:
+        """Save the classifier, then everything that tells how good it is."""
+        from .report import metrics, plots, predictions
+        from .transfer.classifier import Classifier
+        from .zoo import graph
+
+        data = self.data
+        built = graph.built(self.model)
+        origin = {
+            "create": built.create,
+            "backbone": self.variant.name,
+            "weights": asdict(self.row) if self.row else None,
+            "data": {"name": data.name, "fingerprint": data.fingerprint},
+        }
+        self.classifier = classifier = Classifier(
+            self.model, data.classes, data.task, self.rule, origin
+        )
+        classifier.save(directory.model)
+        found: dict[str, Any] = {"val": None, "test": None}
+        for split in found:
+            if not data.splits[split]:
+                continue
+            labels, answers = data.labels(split), classifier.answers(data, split)
+            found[split] = metrics.evaluate(labels, answers, data.classes, data.task)
+            if split == "test":
+                keys = data.keys(split)
+                predictions.write(
+                    directory.predictions, keys, labels, answers, data.classes, data.task
+                )
+        files.write_json(
+            directory.metrics,
+            {
+                **found,
+                "best": outcome.best,
+                "stages": outcome.stages,
+                "epochs": len(outcome.rows),
+                "seconds": round(time.perf_counter() - self.began, 2),
+            },
+        )
+        directory.plots.mkdir(exist_ok=True)
+        plots.curves(outcome.rows, directory.plots / "curves.png", best=outcome.best["epoch"])
+        if found["test"]:
+            plots.confusion(found["test"], directory.plots / "confusion.png")
+
+
+def _command(directory: RunDir) -> str:
+    """Return the command a run was started with."""
+    argv = directory.read()["argv"]
+    return shlex.join(["dlzoo", *argv[1:]])

@@ -1,0 +1,220 @@
+"""Training in stages: what moves and what must not, the best model, and going on after a stop."""
+
+import keras
+import numpy as np
+import pytest
+from dlzoo import create_model, load_data
+from dlzoo.data.pipeline import batches
+from dlzoo.transfer import state
+from dlzoo.transfer.engine import frozen
+from dlzoo.transfer.fit import rehearse, train
+from dlzoo.transfer.freeze import frozen_part, unfreeze
+from dlzoo.transfer.plan import Plan, Stage
+from dlzoo.zoo import graph
+
+SIZE = 32
+QUIET = {"quiet": True}
+
+
+@pytest.fixture(scope="module")
+def data():
+    """48 images in three classes that differ in colour: enough to learn from in two epochs."""
+    rng = np.random.default_rng(0)
+    y = np.arange(48) % 3
+    x = rng.integers(0, 90, (48, SIZE, SIZE, 3)).astype("uint8")
+    x[np.arange(48), :, :, y] += 120
+    return load_data((x, y), val_split=0.25, test_split=0.0)
+
+
+def build(name="resnet18", seed=0, **options):
+    keras.utils.set_random_seed(seed)
+    return create_model(name, num_classes=3, input_shape=SIZE, **options)
+
+
+def rule(model):
+    return graph.built(model).preprocess
+
+
+def values(model):
+    return {w.path: np.asarray(w) for w in model.weights}
+
+
+def paths(layers):
+    return {weight.path for layer in layers for weight in layer.weights}
+
+
+def moved(before, model):
+    after = values(model)
+    return {path for path in before if not np.array_equal(before[path], after[path])}
+
+
+def stage(name, unfreeze, epochs=1, **options):
+    return Stage(name, unfreeze, epochs=epochs, **{"batch": 16, "lr": 1e-3, **options})
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_stage_moves_what_it_unfreezes_and_nothing_else(data, use_cache):
+    model = build(pool="avg")
+    before = values(model)
+    train(model, data, Plan((stage("top", "C5"),)), rule(model), use_cache=use_cache, **QUIET)
+    groups = graph.groups(model)
+    changed = moved(before, model)
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    still = paths(norms) | paths(x for tap in ("C1", "C2", "C3", "C4") for x in groups[tap])
+    assert not changed & still
+    assert changed == paths(groups["C5"] + groups["head"]) - still
+
+
+def test_batchnorm_trains_when_asked(data):
+    model = build(pool="avg")
+    before = values(model)
+    train(model, data, Plan((stage("all", "all"),), train_bn=True), rule(model), **QUIET)
+    assert any("moving_mean" in path for path in moved(before, model))
+
+
+def test_unfreezing_a_group_without_weights_takes_the_one_below():
+    model = create_model("vgg11", num_classes=3, input_shape=32, pool="avg")
+    assert unfreeze(model, "C5") == ["C4", "C5", "head"]
+    trained = {layer.name for layer in model.layers if layer.trainable_weights}
+    assert trained == {"block5_conv1", "block5_conv2", "logits"}
+
+
+@pytest.mark.parametrize(
+    ("start", "at"), [("head", "features"), ("C5", "C4"), ("C3", "C2"), ("all", None)]
+)
+def test_the_frozen_part_ends_where_training_begins(start, at):
+    model = build(pool="avg", taps=("C4", "C5"))
+    unfreeze(model, start)
+    split = frozen_part(model)
+    assert (split.at if split else None) == at
+    if split:
+        x = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype("float32")
+        whole = np.asarray(model(x, training=False))
+        np.testing.assert_allclose(split.top(split.bottom(x)), whole, atol=1e-5)
+        assert not split.bottom.trainable_weights
+
+
+def test_cached_and_live_training_agree(data):
+    """With all images in one batch they differ by the rounding of activations alone."""
+    options = {"batch": 64, "schedule": "constant", "optimizer": "sgd", "lr": 0.01}
+    plan = Plan((stage("top", "C5", epochs=2, **options),), dropout=0.0)
+    start = np.asarray(build(pool="avg", dropout=0.0).get_layer("logits").kernel)
+    cached, live = start, start
+    for use_cache in (True, False):
+        model = build(pool="avg", dropout=0.0)
+        train(model, data, plan, rule(model), use_cache=use_cache, **QUIET)
+        kernel = np.asarray(model.get_layer("logits").kernel)
+        cached, live = (kernel, live) if use_cache else (cached, kernel)
+    way = np.abs(live - start).max()
+    assert way > 0
+    assert np.abs(cached - live).max() < 0.01 * way
+
+
+def test_the_best_model_of_all_stages_is_kept(data):
+    """A second stage that ruins the model must not be what the user gets (PAINS 13)."""
+    model = build(pool="avg")
+    plan = Plan(
+        (
+            stage("head", "head", epochs=6, lr=1e-2),
+            stage("ruin", "head", epochs=2, lr=50.0, optimizer="sgd", schedule="constant"),
+        )
+    )
+    outcome = train(model, data, plan, rule(model), **QUIET)
+    assert outcome.best["stage"] == "head"
+    ruined = [row["val_loss"] for row in outcome.rows if row["stage"] == "ruin"]
+    assert min(ruined) > outcome.best["value"]
+    ((x, _, _),) = batches(data, "val", rule(model), batch=64)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)(
+        data.labels("val"), model(x, training=False)
+    )
+    assert float(loss) == pytest.approx(outcome.best["value"], rel=2e-2)
+
+
+def test_rows_count_epochs_over_all_stages(data, tmp_path):
+    model = build(pool="avg")
+    plan = Plan((stage("a", "head", epochs=2), stage("b", "head", epochs=3)))
+    outcome = train(model, data, plan, rule(model), folder=tmp_path, **QUIET)
+    assert [row["epoch"] for row in outcome.rows] == [1, 2, 3, 4, 5]
+    assert [row["stage"] for row in outcome.rows] == ["a", "a", "b", "b", "b"]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 6
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_run_stopped_between_epochs_goes_on_as_if_nothing_had_happened(
+    data, tmp_path, monkeypatch, at
+):
+    """Weights, history and best are those of a run that was never stopped."""
+    plan = Plan((stage("a", "head", epochs=2), stage("b", "C5", epochs=2, lr=1e-4)))
+    whole = build(pool="avg")
+    expected = train(whole, data, plan, rule(whole), folder=tmp_path / "whole", **QUIET)
+
+    monkeypatch.setattr("dlzoo.transfer.fit._Checkpointer.EVERY", 0.0)
+    save, count = state.save, []
+
+    def save_and_stop(*args, **kwargs):
+        save(*args, **kwargs)
+        count.append(1)
+        if len(count) == at:
+            raise _Stop
+
+    model = build(pool="avg")
+    monkeypatch.setattr(state, "save", save_and_stop)
+    with pytest.raises(_Stop):
+        train(model, data, plan, rule(model), folder=tmp_path / "run", **QUIET)
+    monkeypatch.setattr(state, "save", save)
+    again = build(pool="avg", seed=1)  # what it starts from must not matter
+    outcome = train(again, data, plan, rule(again), folder=tmp_path / "run", resume=True, **QUIET)
+    for row, other in zip(expected.rows, outcome.rows, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    assert outcome.best == expected.best
+    for mine, theirs in zip(again.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_torn_checkpoint_is_passed_over(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlzoo.transfer.fit._Checkpointer.EVERY", 0.0)
+    model = build(pool="avg")
+    train(model, data, Plan((stage("a", "head", epochs=3),)), rule(model), folder=tmp_path, **QUIET)
+    newest, previous = sorted((tmp_path / "ckpt").glob("step-*"), reverse=True)
+    assert state.latest(tmp_path / "ckpt") == newest
+    torn = (newest / "model.npz").read_bytes()
+    (newest / "model.npz").write_bytes(torn[: len(torn) // 2])
+    assert state.latest(tmp_path / "ckpt") == previous
+    (previous / "cursor.json").write_text("{}")
+    with pytest.raises(Exception, match=r"resume\.no-valid-checkpoint"):
+        state.latest(tmp_path / "ckpt")
+    assert newest.exists() and previous.exists()
+
+
+def test_the_engine_answers_as_keras_does():
+    model = build(pool="avg")
+    bottom, _ = graph.cut(model, "features")
+    x = np.random.default_rng(0).uniform(0, 255, (5, SIZE, SIZE, 3)).astype("float32")
+    run = frozen(bottom, batch=4)
+    np.testing.assert_allclose(run(x), np.asarray(bottom(x, training=False)), atol=1e-4)
+
+
+def test_an_engine_that_answers_wrongly_is_not_used(monkeypatch):
+    model = build(pool="avg")
+    monkeypatch.setattr(
+        "dlzoo.transfer.engine._litert", lambda model, batch: lambda x: np.zeros((len(x), 3))
+    )
+    run = frozen(model)
+    x = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype("float32")
+    with pytest.warns(UserWarning, match="differs from Keras"):
+        found = run(x)
+    np.testing.assert_allclose(found, np.asarray(model(x, training=False)), atol=1e-4)
+
+
+def test_a_rehearsal_leaves_the_model_as_it_was(data):
+    model = build(pool="avg")
+    before = values(model)
+    stages = rehearse(model, data, Plan((stage("a", "head"), stage("b", "all"))), rule(model))
+    assert not moved(before, model)
+    assert [s["name"] for s in stages] == ["a", "b"]
+    assert all(np.isfinite(s["loss"]) and s["seconds"] > 0 for s in stages)
+    assert stages[0]["trainable"] < stages[1]["trainable"]

@@ -1,0 +1,93 @@
+"""Plans: presets, what the user puts over them, and their way through TOML."""
+
+import tomllib
+
+import pytest
+import tomli_w
+from dlzoo.errors import UsageError
+from dlzoo.transfer.plan import PRESETS, Plan, Stage, image_size, make_plan, parse_stages
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_plan_survives_toml(name):
+    plan = make_plan(name, overrides={"taps": ["C5"], "l2": 1e-4})
+    again = Plan.from_dict(tomllib.loads(tomli_w.dumps(plan.to_dict())))
+    assert again == plan
+
+
+def test_presets_unfreeze_more_and_more():
+    depth = {"head": 0, "C5": 1, "all": 2}
+    for name in PRESETS:
+        order = [depth[stage.unfreeze] for stage in make_plan(name, overrides={}).stages]
+        assert order == sorted(order) and order[0] == 0
+
+
+def test_auto_is_left_to_the_preset_and_the_rest_is_put_over_it():
+    preset = make_plan("balanced", overrides={})
+    plan = make_plan("balanced", overrides={"lr": "auto", "batch": 7, "dropout": 0.0, "decay": 0.5})
+    assert plan.dropout == 0.0
+    for old, new in zip(preset.stages, plan.stages, strict=True):
+        assert (new.lr, new.batch, new.decay) == (old.lr, 7, 0.5)
+
+
+def test_networks_without_batchnorm_are_fine_tuned_more_slowly():
+    plain, careful = (make_plan("best", norm=norm, overrides={}) for norm in (True, False))
+    assert careful.stages[0].lr == plain.stages[0].lr
+    assert all(c.lr < p.lr / 5 for c, p in zip(careful.stages[1:], plain.stages[1:], strict=True))
+
+
+def test_a_network_without_weights_is_trained_whole():
+    (stage,) = make_plan("fast", pretrained=False, overrides={}).stages
+    assert stage.unfreeze == "all"
+
+
+def test_stages_are_read_from_text():
+    stages = parse_stages("head:3, C4:5,all", make_plan("balanced", overrides={}).stages)
+    assert [(s.unfreeze, s.epochs) for s in stages[:2]] == [("head", 3), ("C4", 5)]
+    assert stages[2].unfreeze == "all" and stages[2].epochs > 0
+
+
+@pytest.mark.parametrize("text", ["", "head:x", "head:3,,C5:2", "head:0"])
+def test_unreadable_stages_are_refused(text):
+    with pytest.raises(UsageError, match=r"plan\.stages"):
+        parse_stages(text, ())
+
+
+def test_stages_are_read_from_tables():
+    plan = make_plan("fast", stages=[{"name": "a", "unfreeze": "C5", "epochs": 2}], overrides={})
+    assert plan.stages == (Stage("a", "C5", epochs=2),)
+    with pytest.raises(UsageError, match=r"plan\.unknown.*epoch_count"):
+        make_plan("fast", stages=[{"name": "a", "epoch_count": 2}], overrides={})
+
+
+def test_two_stages_of_one_name_are_refused():
+    with pytest.raises(UsageError, match="stage-twice"):
+        make_plan("fast", stages="head:1,head:2", overrides={})
+
+
+@given(st.integers(3, 400), st.sampled_from(PRESETS))
+def test_epochs_are_shared_out_whole(epochs, name):
+    stages = make_plan(name, epochs=epochs, overrides={}).stages
+    assert sum(stage.epochs for stage in stages) == epochs
+    assert all(stage.epochs >= 1 for stage in stages)
+
+
+def test_fewer_epochs_than_stages_are_refused():
+    with pytest.raises(UsageError, match=r"plan\.epochs"):
+        make_plan("best", epochs=2, overrides={})
+
+
+@given(st.integers(1, 4000), st.integers(32, 80))
+def test_image_size_is_never_below_the_minimum_nor_above_the_checkpoint(side, smallest):
+    size = image_size(224, 0, side, smallest)
+    assert smallest <= size <= 224
+
+
+def test_small_images_are_not_blown_up_to_the_full_size():
+    assert image_size(224, 0, 8, 32) == 96
+    assert image_size(224, 0, 100, 32) == 160
+    assert image_size(224, 0, 240, 32) == 224
+    assert image_size(224, 288, 240, 32) == 288
+    assert image_size(28, 0, 200, 16) == 28

@@ -1,0 +1,237 @@
+"""What is trained, in which order, and how: stages, plans and the three presets.
+
+A plan is plain data. It is written to the run as `plan.toml`, which `--config` takes back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ..errors import UsageError
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One `fit` with its own set of trainable layers.
+
+    Attributes:
+        name: shown to people, and the `stage` column of metrics.csv.
+        unfreeze: the shallowest group that is trained, with all above it: `head`, a tap such
+            as `C5` (the layers between C4 and C5), or `all`.
+        epochs: at most; early stopping may end the stage before.
+        lr: base learning rate at batch `batch`.
+        optimizer: `sgd`, `momentum`, `nesterov`, `adam` or `adamw`.
+        schedule: `cosine` (with warm-up), `onecycle`, `plateau` or `constant`.
+        warmup: share of the stage's steps in which the learning rate rises (cosine).
+        decay: factor on the learning rate from each group to the one below it.
+        weight_decay: decoupled from the gradient, on kernels.
+        batch: images a step.
+        views: augmented variants of each training image that are kept as activations, the
+            plain one among them; 1 is no augmentation.
+        patience: epochs without a better validation value before the stage ends.
+    """
+
+    name: str
+    unfreeze: str = "head"
+    epochs: int = 10
+    lr: float = 1e-3
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    decay: float = 1.0
+    weight_decay: float = 0.0
+    batch: int = 32
+    views: int = 1
+    patience: int = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole recipe.
+
+    Attributes:
+        stages: in order.
+        size: image height and width in pixels; 0: as the checkpoint has it.
+        crop: share of the shorter side that is kept.
+        taps: feature maps whose pooled values the head takes; empty: the paper's own head.
+        dropout: before the logits. label_smoothing: 0..1.
+        augment: `none`, `light`, `medium` or `strong`.
+        l1, l2: penalties on the trained kernels.
+        class_weight: `none` or `balanced`.
+        monitor: what decides on best and early stopping: `val_loss` or `val_acc`.
+        train_bn: let BatchNorm layers train and update their statistics.
+        seed: of order, augmentation and new weights.
+    """
+
+    stages: tuple[Stage, ...]
+    size: int = 0
+    crop: float = 0.875
+    taps: tuple[str, ...] = ("C5",)
+    dropout: float = 0.2
+    label_smoothing: float = 0.0
+    augment: str = "none"
+    l1: float = 0.0
+    l2: float = 0.0
+    class_weight: str = "none"
+    monitor: str = "val_loss"
+    train_bn: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise UsageError("plan.empty", "a plan needs at least one stage")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise UsageError("plan.stage-twice", f"two stages have one name: {', '.join(names)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain TOML values."""
+        plain = asdict(self)
+        plain["taps"] = list(self.taps)
+        plain["stages"] = [asdict(stage) for stage in self.stages]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Plan:
+        """Return the plan that `to_dict` gave.
+
+        Raises:
+            UsageError: `plan.unknown` naming a key that no plan has.
+        """
+        plain = dict(plain)
+        stages = tuple(Stage(**_known(Stage, stage)) for stage in plain.pop("stages"))
+        taps = tuple(plain.pop("taps", ("C5",)))
+        return cls(stages=stages, taps=taps, **_known(cls, plain))
+
+
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    unknown = set(values) - {f.name for f in fields(kind)}
+    if unknown:
+        raise UsageError("plan.unknown", f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    return values
+
+
+PRESETS = ("fast", "balanced", "best")
+
+# The recipes, as measured in benchmarks/RESULTS.md. Learning rates are for networks with
+# BatchNorm; without it (VGG, AlexNet) the deeper stages take a tenth (`NO_NORM`).
+HEAD = Stage("head", "head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
+TOP = Stage("top", "C5", epochs=8, lr=1e-3, decay=0.7, weight_decay=1e-2, batch=32, views=4)
+ALL = Stage("all", "all", epochs=6, lr=3e-4, decay=0.7, weight_decay=1e-2, batch=32)
+NO_NORM = 0.1
+SCRATCH = Stage("all", "all", epochs=30, lr=1e-3, weight_decay=1e-3, batch=32, patience=10)
+
+
+def preset(name: str, *, pretrained: bool = True) -> tuple[tuple[Stage, ...], dict[str, Any]]:
+    """Return the stages and the plan's other settings of a preset.
+
+    Args:
+        name: `fast` trains the head on features computed once; `balanced` also trains the
+            last group on cached activations; `best` goes on through the whole network.
+        pretrained: False: everything is trained from the start, in one stage.
+    """
+    if name not in PRESETS:
+        raise UsageError("plan.preset", f"there is no preset {name!r}", fix=", ".join(PRESETS))
+    if not pretrained:
+        epochs = {"fast": 10, "balanced": 30, "best": 90}[name]
+        return (replace(SCRATCH, epochs=epochs),), {"augment": "light", "train_bn": True}
+    stages = {"fast": (HEAD,), "balanced": (HEAD, TOP), "best": (HEAD, TOP, ALL)}[name]
+    augment = {"fast": "none", "balanced": "light", "best": "medium"}[name]
+    rest = {"label_smoothing": 0.1, "dropout": 0.3, "taps": ("C4", "C5"), "crop": 1.0}
+    return stages, {"augment": augment, **rest}
+
+
+def parse_stages(text: str, known: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Return the stages that `head:3,C5:5,all:7` means.
+
+    What is not said (learning rate, schedule, ...) comes from the stage of the preset that
+    unfreezes the same, else from the one that unfreezes next to it.
+
+    Raises:
+        UsageError: `plan.stages` for a text that cannot be read.
+    """
+    found = []
+    for item in text.split(","):
+        unfreeze, _, epochs = item.strip().partition(":")
+        if not unfreeze or (epochs and not epochs.isdigit()) or epochs == "0":
+            raise UsageError(
+                "plan.stages", f"cannot read the stage {item!r}", fix="--stages head:3,C5:5,all:7"
+            )
+        like = next((s for s in (*known, HEAD, TOP, ALL) if s.unfreeze == unfreeze), TOP)
+        name = unfreeze if like.unfreeze != unfreeze else like.name
+        stage = replace(like, name=name, unfreeze=unfreeze)
+        found.append(replace(stage, epochs=int(epochs)) if epochs else stage)
+    return tuple(found)
+
+
+def make_plan(
+    name: str,
+    *,
+    pretrained: bool = True,
+    norm: bool = True,
+    stages: Any = AUTO,
+    epochs: Any = AUTO,
+    overrides: dict[str, Any],
+) -> Plan:
+    """Return a preset with the user's settings put over it.
+
+    Args:
+        name: of the preset. pretrained: whether weights are loaded.
+        norm: whether the network has BatchNorm; without it deep stages go slower.
+        stages: `auto`, a text for `parse_stages`, or a list of tables as in plan.toml.
+        epochs: `auto`, or how many in all; they are shared out as the preset's.
+        overrides: fields of :class:`Plan` or :class:`Stage` (for every stage); `auto` is
+            left to the preset.
+    """
+    chosen, rest = preset(name, pretrained=pretrained)
+    if not norm:
+        chosen = tuple(s if s.unfreeze == "head" else replace(s, lr=s.lr * NO_NORM) for s in chosen)
+    if isinstance(stages, str) and stages != AUTO:
+        chosen = parse_stages(stages, chosen)
+    elif not isinstance(stages, str):
+        chosen = tuple(Stage(**_known(Stage, dict(stage))) for stage in stages)
+    given = {key: value for key, value in overrides.items() if value not in (AUTO, None)}
+    own = {f.name for f in fields(Plan)}
+    for_stages = {key: given.pop(key) for key in list(given) if key not in own}
+    chosen = tuple(replace(stage, **_known(Stage, for_stages)) for stage in chosen)
+    if epochs != AUTO:
+        chosen = _share_out(chosen, int(epochs))
+    if "taps" in given:
+        given["taps"] = tuple(given["taps"])
+    return Plan(stages=chosen, **{**rest, **_known(Plan, given)})
+
+
+def image_size(native: int, wanted: int, side: int, smallest: int) -> int:
+    """Return the image size in pixels for photos whose shorter side is `side` (median).
+
+    Images far smaller than the network's own size gain little from being blown up to it, and
+    cost as much as large ones.
+
+    Args:
+        native: of the checkpoint. wanted: by the preset; 0: `native`.
+        smallest: that the network can take.
+    """
+    enough = max(MIN_SIZE, -(-int(side * 1.6) // 32) * 32)
+    return max(smallest, min(wanted or native, enough) if native > MIN_SIZE else native)
+
+
+MIN_SIZE = 96  # pixels; the last map of a stride-32 network is then 3 x 3
+
+
+def _share_out(stages: tuple[Stage, ...], epochs: int) -> tuple[Stage, ...]:
+    """Give `epochs` to the stages in proportion to theirs, every stage at least one."""
+    if epochs < len(stages):
+        raise UsageError(
+            "plan.epochs",
+            f"{len(stages)} stages cannot share {epochs} epochs",
+            fix="--stages says which stages there are",
+        )
+    total = sum(stage.epochs for stage in stages)
+    shares = [max(1, epochs * stage.epochs // total) for stage in stages]
+    while sum(shares) != epochs:
+        step = 1 if sum(shares) < epochs else -1
+        shares[shares.index(max(shares))] += step
+    return tuple(replace(s, epochs=n) for s, n in zip(stages, shares, strict=True))
