@@ -161,7 +161,8 @@ def torchvision(file: str, *, top1: float, top5: float, v2: bool = False) -> Wei
 def keras_applications(
     path: str,
     *,
-    md5: str | None,
+    md5: str | None = None,
+    size: int | None = None,
     preprocess: Preprocess,
     licence: str,
     origin: str,
@@ -173,6 +174,7 @@ def keras_applications(
         tag="keras_in1k",
         uri=f"https://storage.googleapis.com/tensorflow/keras-applications/{path}",
         md5=md5,
+        size=size,
         preprocess=preprocess,
         reader="keras",
         licence=licence,

@@ -1,0 +1,71 @@
+"""Fine-tune on the benchmark split of the flower photographs and print accuracy and time.
+
+    python benchmarks/flowers.py --data FOLDER --preset fast balanced --rotation 0
+
+The split is by content-free hash of "class/file": bucket = sha256 % 100, rotated by 20 * r;
+train < 80, validation 80-89, test >= 90. Each run is a process of its own, started as a user
+would start it.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def write_split(root: Path, file: Path, rotation: int) -> None:
+    """Write the split file of one rotation: path, split."""
+    with file.open("w", newline="", encoding="utf-8") as out:
+        rows = csv.writer(out)
+        rows.writerow(("path", "split"))
+        for photo in sorted(root.glob("*/*")):
+            key = f"{photo.parent.name}/{photo.name}"
+            bucket = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
+            place = (bucket % 100 + 20 * rotation) % 100
+            rows.writerow((key, "train" if place < 80 else "val" if place < 90 else "test"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--preset", nargs="+", default=["fast", "balanced"])
+    parser.add_argument("--rotation", nargs="+", type=int, default=[0])
+    parser.add_argument("--set", nargs="*", default=[], help="more settings of finetune, key=value")
+    options = parser.parse_args()
+    extra = [word for setting in options.set for word in ("--set", setting)]
+    for preset in options.preset:
+        scores = []
+        for rotation in options.rotation:
+            with tempfile.TemporaryDirectory() as folder:
+                split = Path(folder) / "split.csv"
+                write_split(options.data, split, rotation)
+                command = [sys.executable, "-m", "dlzoo", "finetune", "--data", str(options.data)]
+                command += ["--split-file", str(split), "--preset", preset, "--out", folder]
+                began = time.perf_counter()
+                done = subprocess.run(
+                    [*command, "--quiet", "--json", *extra], check=True, stdout=subprocess.PIPE
+                )
+                took = time.perf_counter() - began
+            found = json.loads(done.stdout)
+            test, val = found["test"], found["val"]
+            scores.append(test["accuracy"])
+            print(
+                f"{preset} rotation {rotation}: test {test['accuracy']:.4f} "
+                f"({test['correct']}/{test['n']}), validation {val['accuracy']:.4f}, "
+                f"{took:.0f} s in all",
+                flush=True,
+            )
+        if len(scores) > 1:
+            low, high = min(scores), max(scores)
+            print(f"{preset}: mean {np.mean(scores):.4f}, range {low:.4f} to {high:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""The main job from end to end, on small generated photographs: finetune, eval, predict, export."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dlzoo import finetune, load_data, load_run
+from dlzoo.errors import (
+    DataError,
+    GateError,
+    Interrupted,
+    ModelError,
+    ResourceError,
+    ResumeError,
+    UsageError,
+)
+from PIL import Image
+
+COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 40, 40)}
+FAST = {"preset": "fast", "size": 64, "epochs": 12, "quiet": True}
+
+
+def photo(path: Path, colour, seed: int, size=(72, 64)) -> Path:
+    rng = np.random.default_rng(seed)
+    pixels = np.clip(rng.normal(colour, 30, (size[1], size[0], 3)), 0, 255).astype("uint8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for c, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(20):
+            photo(root / name / f"{i}.jpg", colour, 100 * c + i)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    return finetune(data=photos, out=str(tmp_path_factory.mktemp("runs")), **FAST)
+
+
+def test_the_run_learns_and_tells_everything(run, photos):
+    found = run.metrics
+    assert found["test"]["accuracy"] == 1.0 and found["test"]["n"] == 6
+    about = json.loads((run.path / "run.json").read_text())
+    assert about["status"] == "finished" and about["exit"] == 0
+    assert about["model"] == "efficientnet_lite0" and about["weights"] == "tf_in1k"
+    assert (run.path / "labels.txt").read_text().split() == sorted(COLOURS)
+    with (run.path / "predictions_test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 and all(row["label"] == row["predicted"] for row in rows)
+    with (run.path / "metrics.csv").open() as file:
+        assert [int(r["epoch"]) for r in csv.DictReader(file)] == list(range(1, found["epochs"] + 1))
+    for plot in ("curves", "confusion"):
+        assert Image.open(run.path / "plots" / f"{plot}.png").size[0] > 300
+    assert "stage head" in (run.path / "log.txt").read_text()
+    assert "DONE  test accuracy 100.0% (6/6" in run.summary()
+
+
+def test_a_run_is_loaded_and_answers_the_same(run, photos):
+    again = load_run(run.path)
+    assert again.evaluate("test") == run.metrics["test"]
+    assert again.evaluate("val")["n"] == 6
+    files = [photos / "red" / "0.jpg", photos / "blue" / "1.jpg"]
+    answers = again.predict(files, topk=2)
+    assert [a.top[0][0] for a in answers] == ["red", "blue"]
+    assert all(len(a.top) == 2 and a.error is None for a in answers)
+    assert answers[0].top == pytest.approx(run.predict(files[0], topk=2)[0].top) or [
+        p for _, p in answers[0].top
+    ] == pytest.approx([p for _, p in run.predict(files[0], topk=2)[0].top], abs=1e-5)
+
+
+def test_one_bad_photo_among_many_is_a_row_in_its_place(run, photos, tmp_path):
+    """Fault 41."""
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    files = [photos / "red" / f"{i}.jpg" for i in range(20)]
+    files[7] = bad
+    answers = run.predict(files)
+    assert [a.path for a in answers] == [str(f) for f in files]
+    assert [i for i, a in enumerate(answers) if a.error] == [7]
+    assert "data.unreadable" in answers[7].error
+    assert {a.top[0][0] for a in answers if not a.error} == {"red"}
+
+
+def test_other_photos_are_matched_by_class_name(run, tmp_path):
+    """PAINS 3: a data set that lacks the first class is scored against the right outputs."""
+    for name in ("red", "green"):
+        for i in range(4):
+            photo(tmp_path / name / f"{i}.jpg", COLOURS[name], 900 + i)
+    found = run.evaluate(data=tmp_path)
+    assert found["accuracy"] == 1.0 and found["n"] == 8
+    for i in range(4):
+        photo(tmp_path / "violet" / f"{i}.jpg", (150, 0, 150), i)
+    with pytest.raises(DataError, match=r"data\.unknown-class.*violet"):
+        run.evaluate(data=tmp_path)
+
+
+def test_worst_and_confused_images_are_named(run):
+    worst = run.top_losses(3)
+    assert len(worst) == 3
+    assert worst[0]["loss"] >= worst[1]["loss"] >= worst[2]["loss"]
+    assert run.most_confused() == []
+    with pytest.raises(UsageError, match=r"run\.report"):
+        run.report()
+
+
+def test_the_export_stands_alone(run, photos, tmp_path):
+    figures = run.export("savedmodel")["savedmodel"]
+    assert figures["passed"] and figures["max_difference"] < 1e-3
+    script = """
+import sys
+class Forbidden:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] in ("dlzoo", "keras"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Forbidden())
+import tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+answer = model.signatures["bytes"](tf.constant([open(sys.argv[2], "rb").read()]))
+print(answer["label"].numpy()[0].decode(), float(answer["probabilities"].numpy().max()))
+"""
+    path = photos / "green" / "3.jpg"
+    done = subprocess.run(
+        [sys.executable, "-c", script, figures["path"], str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    label, probability = done.stdout.split()
+    top = run.predict(path)[0].top[0]
+    assert label == top[0] == "green"
+    assert float(probability) == pytest.approx(top[1], abs=1e-4)
+    with pytest.raises(UsageError, match=r"export\.format"):
+        run.export("tflite")
+
+
+def test_missing_the_gate_keeps_the_run(photos, tmp_path):
+    """Exit 9; and the settings of a run can be given back."""
+    with pytest.raises(GateError) as raised:
+        finetune(data=photos, out=str(tmp_path), fail_under=1.0, **{**FAST, "epochs": 1, "lr": 1e-9})
+    assert raised.value.exit_code == 9
+    (kept,) = tmp_path.iterdir()
+    assert load_run(kept).status == "finished"
+    stages = tomllib.loads((kept / "plan.toml").read_text())["stages"]
+    assert stages[0]["epochs"] == 1 and stages[0]["lr"] == 1e-9
+
+
+def test_resuming_a_finished_run_finds_it(run, photos):
+    """Fault 37."""
+    again = finetune(data=photos, out=str(run.path.parent), resume="auto", **FAST)
+    assert again.path == run.path
+    assert len(list(run.path.parent.iterdir())) == 1
+
+
+def test_resuming_under_other_settings_or_photos_is_refused(photos, tmp_path):
+    """Faults 16 and 35."""
+    few = {**FAST, "epochs": 1, "out": str(tmp_path), "name": "mine"}
+    finetune(data=photos, **few)
+    with pytest.raises(ResourceError, match=r"run\.exists"):
+        finetune(data=photos, **few)
+    with pytest.raises(ResumeError, match=r"resume\.config-changed.*lr"):
+        finetune(data=photos, resume="auto", lr=0.5, **few)
+    with pytest.raises(ResumeError, match=r"resume\.config-changed|resume\.data-changed"):
+        finetune(data=photos, resume="auto", **few, seed=3)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
+    """Fault 28: the signal ends the epoch, exit 75, and the resumed run is the whole one."""
+    import signal
+
+    from dlzoo.callbacks import History
+
+    settings = {**FAST, "data": photos, "epochs": 6, "patience": 6}
+    whole = finetune(out=str(tmp_path / "whole"), **settings)
+    monkeypatch.setattr("dlzoo.transfer.fit._Checkpointer.EVERY", 0.0)
+    count, record = [], History.epoch_done
+
+    def record_and_signal(self, epoch, logs):
+        record(self, epoch, logs)
+        count.append(epoch)
+        if len(count) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(History, "epoch_done", record_and_signal)
+    with pytest.raises(Interrupted) as raised:
+        finetune(out=str(tmp_path / "cut"), **settings)
+    monkeypatch.setattr(History, "epoch_done", record)
+    assert raised.value.exit_code == 75 and "--resume auto" in raised.value.hint
+    (path,) = (tmp_path / "cut").iterdir()
+    assert load_run(path).status == "interrupted"
+    resumed = finetune(out=str(tmp_path / "cut"), resume="auto", **settings)
+    assert resumed.path == path and resumed.status == "finished"
+    for name in ("predictions_test.csv", "labels.txt", "data_manifest.csv"):
+        assert (path / name).read_text() == (whole.path / name).read_text()
+    assert resumed.metrics["best"] == whole.metrics["best"]
+
+
+def test_weights_that_cannot_be_had_offline_end_before_the_data(photos, tmp_path, monkeypatch):
+    """Fault 19, as a user of VGG16 without internet meets it."""
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
+    with pytest.raises(ModelError) as raised:
+        finetune("vgg16", photos, out=str(tmp_path / "runs"), offline=True, quiet=True)
+    monkeypatch.delenv("DLZOO_OFFLINE", raising=False)
+    error, text = raised.value, str(raised.value)
+    assert (error.id, error.exit_code) == ("model.offline", 4)
+    assert "https://storage.googleapis.com/tensorflow/keras-applications/vgg16/" in text
+    assert str(tmp_path / "home") in text and "efficientnet_lite0" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_network_is_trained_from_scratch(photos, tmp_path):
+    """--weights none, with a net that has no pretrained weights and keeps its own head."""
+    run = finetune(
+        "lenet5", photos, weights="none", out=str(tmp_path), epochs=3, quiet=True, preset="fast"
+    )
+    assert run.metrics["test"]["n"] == 6
+    assert [row["name"] for row in run.metrics["stages"]] == ["all"]
+    with pytest.raises(UsageError, match=r"model\.no-weights"):
+        finetune("lenet5", photos, out=str(tmp_path), quiet=True)
+
+
+def test_too_small_a_size_is_refused_first(tmp_path):
+    """Fault 18: before data and download."""
+    with pytest.raises(UsageError, match=r"model\.size.*at least 32.*got 8"):
+        finetune("vgg16", "nowhere", size=8, out=str(tmp_path), quiet=True)
+
+
+def test_arrays_and_two_classes(tmp_path):
+    """A binary task has one logit; data in memory cannot be had again from the run alone."""
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    x = rng.integers(0, 80, (40, 48, 48, 3)).astype("uint8")
+    x[y == 1, :, :, 0] += 150
+    data = load_data((x, y), classes=("dark", "red"))
+    run = finetune(data=data, out=str(tmp_path), **{**FAST, "epochs": 20})
+    assert run.classifier.task == "binary"
+    assert run.classifier.model.output_shape == (None, 1)
+    assert run.metrics["test"]["accuracy"] == 1.0
+    with pytest.raises(DataError, match=r"run\.no-data"):
+        load_run(run.path).evaluate()
+
+
+def test_a_dry_run_writes_nothing(photos, tmp_path):
+    found = finetune(data=photos, out=str(tmp_path / "runs"), dry_run=True, **FAST)
+    assert not (tmp_path / "runs").exists()
+    assert found["stages"][0]["name"] == "head" and found["data"]["images"] == 60
+
+
+def test_importing_dlzoo_loads_no_tensorflow():
+    code = "import sys, dlzoo; print({'tensorflow', 'keras', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
