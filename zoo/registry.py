@@ -161,8 +161,7 @@ def torchvision(file: str, *, top1: float, top5: float, v2: bool = False) -> Wei
 def keras_applications(
     path: str,
     *,
-    md5: str | None = None,
-    size: int | None = None,
+    md5: str,
     preprocess: Preprocess,
     licence: str,
     origin: str,
@@ -174,7 +173,6 @@ def keras_applications(
         tag="keras_in1k",
         uri=f"https://storage.googleapis.com/tensorflow/keras-applications/{path}",
         md5=md5,
-        size=size,
         preprocess=preprocess,
         reader="keras",
         licence=licence,

@@ -47,7 +47,6 @@ class Weights:
         sha256: of the file, if known. md5: what the origin publishes, checked as well. At
             least one of them, or `sha256_prefix`, is given for anything downloaded.
         sha256_prefix: the leading digits that torchvision puts into the file's name.
-        size: of the file in bytes, where the origin publishes no hash at all.
         pip: the package that carries a `pkg://` file.
         reader: `torch` (state dict) or `keras` (HDF5 of keras.applications).
         licence: SPDX identifier of the weights. origin: who trained them, in words.
@@ -63,7 +62,6 @@ class Weights:
     sha256: str | None = None
     sha256_prefix: str | None = None
     md5: str | None = None
-    size: int | None = None
     pip: str | None = None
     classes: int = 1000
     top1: float | None = None

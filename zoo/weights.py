@@ -140,8 +140,6 @@ def _mismatch(path: Path, weights: Weights) -> str | None:
     ):
         if expected and got[: len(expected)] != expected.lower():
             return f"{name} expected {expected} got {got}"
-    if weights.size and path.stat().st_size != weights.size:
-        return f"size expected {weights.size:,} got {path.stat().st_size:,} bytes"
     return None
 
 
@@ -153,7 +151,7 @@ def _cached(
 ) -> Path:
     from filelock import FileLock
 
-    if not (weights.sha256 or weights.sha256_prefix or weights.md5 or weights.size):
+    if not (weights.sha256 or weights.sha256_prefix or weights.md5):
         raise ModelError(
             "model.uri", f"no hash is known for {weights.uri}, so it is not downloaded"
         )
@@ -197,7 +195,7 @@ def _sync(folder: Path) -> None:
 
 def _fingerprint(path: Path, weights: Weights) -> list[object]:
     state = path.stat()
-    hashes = [weights.sha256, weights.sha256_prefix, weights.md5, weights.size]
+    hashes = [weights.sha256, weights.sha256_prefix, weights.md5]
     return [state.st_size, state.st_mtime_ns, *hashes]
 
 
