@@ -169,23 +169,6 @@ def logging_to(path: Path) -> Iterator[None]:
             _state["log"] = before
 
 
-@contextlib.contextmanager
-def stderr_away() -> Iterator[None]:
-    """Send what anything, C++ included, writes to the process' stderr nowhere."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # started with stderr closed
-        yield
-        return
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def flush() -> None:
     """Bring out what is still buffered; drop it where nobody listens any more."""
     for stream in (sys.stdout, sys.stderr):

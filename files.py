@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, hashes, and where dlzoo keeps things."""
+"""Files: whole or not there, hashes, where dlzoo keeps things, and a stderr without chatter."""
 
 from __future__ import annotations
 
@@ -73,3 +73,20 @@ def write_text(path: Path | str, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with replacing(path) as file:
         file.write(text)
+
+
+@contextmanager
+def stderr_away() -> Iterator[None]:
+    """Send what anything, C++ included, writes to the process' stderr nowhere."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # started with stderr closed
+        yield
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from . import console
+from . import console, files
 from .errors import BUG, CTRL_C, OK, DlzooError, UsageError, nearest
 
 PROGRAM, COMPLETE = "dlzoo", "_DLZOO_COMPLETE"
@@ -118,7 +118,7 @@ class _QuietImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self.real  # type: ignore[union-attr]
-        with console.stderr_away():
+        with files.stderr_away():
             self.real.exec_module(module)
 
 

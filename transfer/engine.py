@@ -16,6 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from .. import files
+
 log = logging.getLogger("dlzoo")
 TOLERANCE = 1e-2  # relative to the largest value of the batch; observed: below 1e-5
 CONVERSION = 200.0  # GMACs of work below which converting takes longer than it saves
@@ -87,7 +89,6 @@ def _litert(model: keras.Model, batch: int) -> Run:
     # Without the model as second argument: with it, the converter leaves out Keras' weights.
     content = tf.lite.TFLiteConverter.from_concrete_functions([concrete]).convert()
     interpreter = _interpreter(content)
-    interpreter.allocate_tensors()
     source = interpreter.get_input_details()[0]["index"]
     target = interpreter.get_output_details()[0]["index"]
 
@@ -115,6 +116,8 @@ def _interpreter(content: bytes) -> Any:
         import tensorflow as tf
 
         Interpreter = tf.lite.Interpreter
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), files.stderr_away():  # it logs its delegate there
         warnings.simplefilter("ignore")  # TensorFlow's word on where the class will move
-        return Interpreter(model_content=content, num_threads=threads)
+        interpreter = Interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
+    return interpreter
