@@ -32,8 +32,8 @@ class Job:
         self.began = time.perf_counter()
         self.classifier: Classifier | None = None
 
-    def run(self) -> RunDir | None:
-        """Do it all, up to the metrics; None if the run in question was finished before."""
+    def run(self) -> RunDir:
+        """Do it all, up to the metrics; `classifier` stays None if the run was finished before."""
         config = self.config
         RunDir.check(config.out, None if config.resume == "auto" else config.name)
         self.find_model()

@@ -13,6 +13,7 @@ import pytest
 from dlzoo import zoo
 from dlzoo.errors import ModelError
 from golden import random_weights as rw
+from keras_writer import write
 from rows import rows
 
 K = keras.applications
@@ -26,19 +27,6 @@ REFERENCES = {  # constructor, module of its preprocessing, last layer before th
 }
 TOLERANCE = 1e-4
 SIZES = {"vgg16": 224, "vgg19": 224}  # their head takes no other
-
-
-def write(model: keras.Model, path) -> None:
-    """Write a file of the very layout of the published ones, which Keras 1 and 2 saved."""
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = np.array([layer.name for layer in model.layers], "S")
-        file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.0.6"
-        for layer in model.layers:
-            group = file.create_group(layer.name)
-            weights = {f"{layer.name}/{v.name}:0": v.numpy() for v in layer.weights}
-            group.attrs["weight_names"] = np.array(list(weights), "S")
-            for name, values in weights.items():
-                group.create_dataset(name, data=values)
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """The main job from end to end, on small generated photographs: finetune, eval, predict, export."""
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
-from dlzoo import finetune, load_data, load_run
+from dlzoo import finetune, load_data, load_run, zoo
 from dlzoo.errors import (
     DataError,
     GateError,
@@ -20,6 +23,8 @@ from dlzoo.errors import (
     ResumeError,
     UsageError,
 )
+from dlzoo.zoo import registry, weights
+from keras_writer import write
 from PIL import Image
 
 COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 40, 40)}
@@ -217,6 +222,29 @@ def test_weights_that_cannot_be_had_offline_end_before_the_data(photos, tmp_path
     assert "https://storage.googleapis.com/tensorflow/keras-applications/vgg16/" in text
     assert str(tmp_path / "home") in text and "efficientnet_lite0" in text
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_put_where_the_error_said_is_used(photos, tmp_path, monkeypatch):
+    """The way out of fault 19: VGG16's published file, brought by hand, and offline."""
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
+    variant, row = zoo.resolve("vgg16", True)
+    file = weights.place(row)
+    file.parent.mkdir(parents=True)
+    reference = keras.applications.VGG16(weights=None)
+    write(reference, file)
+    mine = replace(row, md5=hashlib.md5(file.read_bytes()).hexdigest())
+    changed = replace(variant, weights=(mine, *variant.weights[1:]))
+    monkeypatch.setitem(registry._VARIANTS, "vgg16", changed)
+    settings = {"size": 32, "preset": "fast", "epochs": 1, "quiet": True, "offline": True}
+    run = finetune("vgg16", photos, out=str(tmp_path / "runs"), **settings)
+    monkeypatch.delenv("DLZOO_OFFLINE", raising=False)
+    layer = "block5_conv3"  # frozen by this preset, so it is still the file's
+    np.testing.assert_array_equal(
+        run.classifier.model.get_layer(layer).kernel, reference.get_layer(layer).kernel
+    )
+    first = np.asarray(reference.get_layer("block1_conv1").kernel)[:, :, ::-1]  # BGR to RGB
+    np.testing.assert_array_equal(run.classifier.model.get_layer("block1_conv1").kernel, first)
+    assert run.metrics["test"]["n"] == 6
 
 
 def test_a_network_is_trained_from_scratch(photos, tmp_path):
