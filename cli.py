@@ -281,17 +281,7 @@ def check(source: str, as_json: bool, **flags: Any) -> None:
     config = resolve(flags, env=os.environ).config
     from .data import load_data
 
-    loaded = load_data(
-        source,
-        task=config.task,
-        val_split=config.val_split,
-        test_split=config.test_split,
-        split_file=config.split_file,
-        seed=config.seed,
-        on_bad_image=config.on_bad_image,
-        ignore_classes=tuple(config.ignore_class),
-        strict=config.strict_data,
-    )
+    loaded = load_data(source, **config.of_data())
     if as_json:
         console.out_json(loaded.summary())
         return

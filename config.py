@@ -188,6 +188,12 @@ class FinetuneConfig(BaseModel):
             raise ValueError("name: '.' and '..' are no names")
         return self
 
+    def of_data(self) -> dict[str, Any]:
+        """Return the settings that `load_data` takes, under its names."""
+        same = ("task", "val_split", "test_split", "split_file", "seed", "on_bad_image")
+        found = {name: getattr(self, name) for name in same}
+        return {**found, "ignore_classes": self.ignore_class, "strict": self.strict_data}
+
 
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # what belongs to one call and not to the recipe: never written to config.toml

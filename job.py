@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import time
 import tomllib
 from dataclasses import asdict, replace
@@ -101,18 +102,7 @@ class Job:
             raise UsageError("usage.data", "no data given", fix="--data digits, or --data FOLDER")
         else:
             with console.progress("scanning images") as progress:
-                self.data = load_data(
-                    self.source,
-                    task=config.task,
-                    val_split=config.val_split,
-                    test_split=config.test_split,
-                    split_file=config.split_file,
-                    seed=config.seed,
-                    on_bad_image=config.on_bad_image,
-                    ignore_classes=tuple(config.ignore_class),
-                    strict=config.strict_data,
-                    progress=progress,
-                )
+                self.data = load_data(self.source, **config.of_data(), progress=progress)
         if config.flip != "auto":
             self.data.flip = config.flip == "on"
         if not self.data.splits["val"]:
@@ -359,6 +349,7 @@ class Job:
         plots.curves(outcome.rows, directory.plots / "curves.png", best=outcome.best["epoch"])
         if found["test"]:
             plots.confusion(found["test"], directory.plots / "confusion.png")
+        shutil.rmtree(directory.checkpoints, ignore_errors=True)
 
 
 def _command(directory: RunDir) -> str:

@@ -48,6 +48,7 @@ class RunDir:
         self.log = path / "log.txt"
         self.plots = path / "plots"
         self.model = path / "model"
+        self.checkpoints = path / "ckpt"  # of a run in training; gone when it has finished
         self.export = path / "export"
         self._lock: Any = None
 

