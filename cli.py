@@ -365,7 +365,9 @@ def completion(shell: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with one of the codes of :mod:`dlzoo.errors`."""
-    run_command(cli, sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
+    sys.argv = [PROGRAM, *args]  # what run.json tells, and what resumes the run
+    run_command(cli, args)
 
 
 if __name__ == "__main__":

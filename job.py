@@ -295,14 +295,14 @@ class Job:
                 log=console.log,
             )
         if outcome.interrupted is not None:
-            if not outcome.rows:
+            saved = sorted(directory.checkpoints.glob("step-*"))
+            if not saved:
                 raise KeyboardInterrupt
-            again = f"{_command(directory)} --resume auto"
             raise Interrupted(
                 "train.interrupted",
-                f"stopped after {len(outcome.rows)} epochs; everything up to there is saved",
+                f"stopped; saved up to epoch {int(saved[-1].name[5:])} of all stages",
                 where=directory.path,
-                fix=f"go on with: {again}",
+                fix=f"go on with: {_command(directory)}",
             )
         return outcome
 
@@ -353,6 +353,9 @@ class Job:
 
 
 def _command(directory: RunDir) -> str:
-    """Return the command a run was started with."""
-    argv = directory.read()["argv"]
-    return shlex.join(["dlzoo", *argv[1:]])
+    """Return what goes on with a run: its command, or what to change in a call from Python."""
+    program, *rest = directory.read()["argv"]
+    if program != "dlzoo":
+        return 'the same call with resume="auto"'
+    more = [] if "--resume" in rest else ["--resume", "auto"]
+    return shlex.join(["dlzoo", *rest, *more])

@@ -174,8 +174,10 @@ class _Training:
             for index in range(start, len(self.plan.stages)):
                 self.stage(index, first_epoch if index == start else 0, checkpoint)
                 checkpoint = None
-                if self.stop.received is not None:
-                    break
+                self.leave_if_asked()
+        except KeyboardInterrupt:
+            if self.stop.received is None:
+                raise
         finally:
             self.best.restore()
             self.store.close()
@@ -185,6 +187,11 @@ class _Training:
         self.outcome.interrupted = self.stop.received
         return self.outcome
 
+    def leave_if_asked(self, *_: object) -> None:
+        """Give up what is not yet saved once a signal has come."""
+        if self.stop.received is not None:
+            raise KeyboardInterrupt
+
     def stage(self, index: int, first_epoch: int, checkpoint: Path | None) -> None:
         """Freeze, cut, compile and fit one stage."""
         stage, began = self.plan.stages[index], time.perf_counter()
@@ -193,14 +200,34 @@ class _Training:
         groups = unfreeze(self.model, stage.unfreeze, train_bn=self.plan.train_bn)
         regularize(self.model.layers, self.plan.l1, self.plan.l2)
         split = frozen_part(self.model) if self.use_cache is not False else None
-        sets = self.cached(split, stage) if split else self.live(stage)
-        trained, (train_set, val_set) = (split.top if split else self.model), sets
+        facts = {
+            "name": stage.name,
+            "groups": groups,
+            "trainable": sum(math.prod(w.shape) for w in self.model.trainable_weights),
+            "cut": split.at if split else None,
+        }
         steps = math.ceil(self.data.splits["train"] / stage.batch)
-
         callbacks = self.callbacks(stage, steps)
         resumable = [c for c in callbacks if isinstance(c, Resumable) and c is not self.stop]
         for callback in resumable:
             callback.new_stage(stage.name)
+        if checkpoint:
+            state.restore_callbacks(checkpoint, resumable)
+            self.best.kept = state.read_arrays(checkpoint / "best.npz") or None
+        if first_epoch < stage.epochs and not (checkpoint and _stopped(callbacks)):
+            self.say(
+                f"stage {stage.name}: trains {', '.join(groups)}; {facts['trainable']:,} parameters"
+                + (f"; all below {split.at} is computed once" if split else "")
+            )
+            self.fit(index, first_epoch, checkpoint, split, callbacks, resumable)
+        facts["seconds"] = round(time.perf_counter() - began, 2)
+        self.outcome.stages.append(facts)
+
+    def fit(self, index, first_epoch, checkpoint, split: Split | None, callbacks, resumable):
+        """Train what the stage has unfrozen, from `first_epoch` on."""
+        stage = self.plan.stages[index]
+        train_set, val_set = self.cached(split, stage) if split else self.live(stage)
+        trained = split.top if split else self.model
         optimizer = make_optimizer(
             stage.optimizer,
             stage.lr,
@@ -210,41 +237,25 @@ class _Training:
         optimizer.build(trained.trainable_variables)
         if checkpoint and first_epoch:
             state.restore_variables(checkpoint / "optimizer.npz", optimizer.variables)
-        if checkpoint:
-            state.restore_callbacks(checkpoint, resumable)
-            self.best.kept = state.read_arrays(checkpoint / "best.npz") or None
         trained.compile(
             optimizer=optimizer,
             loss=make_loss(self.data.task, self.plan.label_smoothing),
             metrics=make_metrics(self.data.task),
             jit_compile=False,  # XLA makes convolutions several times slower on a CPU
         )
-        facts = {
-            "name": stage.name,
-            "groups": groups,
-            "trainable": sum(math.prod(w.shape) for w in self.model.trainable_weights),
-            "cut": split.at if split else None,
-        }
-        self.say(
-            f"stage {stage.name}: trains {', '.join(groups)}; {facts['trainable']:,} parameters"
-            + (f"; all below {split.at} is computed once" if split else "")
-        )
         if self.checkpoints:
             callbacks.append(_Checkpointer(self, self.checkpoints, index, resumable, optimizer))
-        if first_epoch < stage.epochs and not (checkpoint and _stopped(callbacks)):
-            with surfacing(self.data):
-                trained.fit(
-                    train_set(first_epoch),
-                    initial_epoch=first_epoch,
-                    epochs=stage.epochs,
-                    steps_per_epoch=steps,
-                    validation_data=val_set(),
-                    callbacks=callbacks,
-                    shuffle=False,  # the datasets bring their order along
-                    verbose=0,
-                )
-        facts["seconds"] = round(time.perf_counter() - began, 2)
-        self.outcome.stages.append(facts)
+        with surfacing(self.data):
+            trained.fit(
+                train_set(first_epoch),
+                initial_epoch=first_epoch,
+                epochs=stage.epochs,
+                steps_per_epoch=math.ceil(self.data.splits["train"] / stage.batch),
+                validation_data=val_set(),
+                callbacks=callbacks,
+                shuffle=False,  # the datasets bring their order along
+                verbose=0,
+            )
 
     def callbacks(self, stage: Stage, steps: int) -> list[keras.callbacks.Callback]:
         total = stage.epochs * steps
@@ -286,7 +297,7 @@ class _Training:
             return cache.compute(
                 run, shape, self.data, name, self.rule, store=self.store, views=views,
                 augment=self.plan.augment, seed=self.plan.seed,
-                weights=self.weights if name == "train" else None,
+                weights=self.weights if name == "train" else None, done=self.leave_if_asked,
             )  # fmt: skip
 
         train, val = compute("train", stage.views), compute("val", 1)

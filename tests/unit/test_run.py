@@ -202,7 +202,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(photos, tmp_path, monkeypat
     with pytest.raises(Interrupted) as raised:
         finetune(out=str(tmp_path / "cut"), **settings)
     monkeypatch.setattr(History, "epoch_done", record)
-    assert raised.value.exit_code == 75 and "--resume auto" in raised.value.hint
+    assert raised.value.exit_code == 75 and 'resume="auto"' in raised.value.hint
     (path,) = (tmp_path / "cut").iterdir()
     assert load_run(path).status == "interrupted"
     resumed = finetune(out=str(tmp_path / "cut"), resume="auto", **settings)
