@@ -25,6 +25,14 @@ X = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
 Y = np.eye(3, dtype="float32")[np.arange(12) % 3]
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Listen to Ctrl-C, which a shell makes its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def make(lr=0.1, frozen=False, **dense):
     layer = keras.layers.Dense(3, kernel_initializer="zeros", trainable=not frozen, **dense)
     scale = keras.layers.Rescaling(1.0)
