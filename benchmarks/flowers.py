@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--preset", nargs="+", default=["fast", "balanced"])
     parser.add_argument("--rotation", nargs="+", type=int, default=[0])
     parser.add_argument("--set", nargs="*", default=[], help="more settings of finetune, key=value")
+    parser.add_argument("--out", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
     extra = [word for setting in options.set for word in ("--set", setting)]
     for preset in options.preset:
@@ -47,7 +48,8 @@ def main() -> None:
                 split = Path(folder) / "split.csv"
                 write_split(options.data, split, rotation)
                 command = [sys.executable, "-m", "dlzoo", "finetune", "--data", str(options.data)]
-                command += ["--split-file", str(split), "--preset", preset, "--out", folder]
+                command += ["--split-file", str(split), "--preset", preset]
+                command += ["--out", str(options.out or folder)]
                 began = time.perf_counter()
                 done = subprocess.run(
                     [*command, "--quiet", "--json", *extra], check=True, stdout=subprocess.PIPE
