@@ -39,15 +39,17 @@ class Job:
         RunDir.check(config.out, None if config.resume == "auto" else config.name)
         self.find_model()
         self.load_data()
-        directory, resume = self.open_directory()
-        if resume and directory.read()["status"] == "finished":
-            console.say(f"nothing to resume: {directory.path} is finished")
-            return directory
+        stem = f"{config.backbone}-{self.data.name}"
+        begun = self.to_resume(stem) if config.resume == "auto" else None
+        if begun and begun.read()["status"] == "finished":
+            console.say(f"nothing to resume: {begun.path} is finished")
+            return begun
+        self.build()
+        directory = begun or RunDir.create(config.out, config.name, stem)
         with directory, console.logging_to(directory.log):
-            self.build()
             self.write_inputs(directory)
             self.header(directory)
-            outcome = self.train(directory, resume)
+            outcome = self.train(directory, resume=begun is not None)
             self.finish(directory, outcome)
         return directory
 
@@ -113,19 +115,8 @@ class Job:
                 fix="--val-split 0.1, or put some in the split file",
             )
 
-    def open_directory(self) -> tuple[RunDir, bool]:
-        """Make a new run directory, or find the one to go on with."""
-        config = self.config
-        stem = f"{config.backbone}-{self.data.name}"
-        if config.resume == "auto":
-            found = self.to_resume(stem)
-            if found:
-                return found, True
-        directory = RunDir.create(config.out, config.name, stem)
-        directory.record(data=self.data.fingerprint)
-        return directory, False
-
     def to_resume(self, stem: str) -> RunDir | None:
+        """Return the run to go on with: the named one, else the newest that is the same job."""
         out, name = Path(self.config.out), self.config.name
         if name:
             if not (out / name / "run.json").is_file():
@@ -171,6 +162,7 @@ class Job:
         """Set the machine up, make the plan, and build the model it asks for."""
         from . import zoo
         from .transfer.distribute import prepare
+        from .transfer.freeze import unfreeze
         from .zoo import graph
 
         config = self.config
@@ -198,6 +190,8 @@ class Job:
         kinds = {type(layer).__name__ for layer in self.model.layers}
         if "BatchNormalization" not in kinds:
             plan = replace(self.make_plan(norm=False), taps=plan.taps)
+        for stage in plan.stages:
+            unfreeze(self.model, stage.unfreeze)  # says now if there is no such group
         self.plan = plan
         self.rule = replace(graph.built(self.model).preprocess, crop=plan.crop)
 

@@ -259,6 +259,15 @@ def test_a_network_is_trained_from_scratch(photos, tmp_path):
         finetune("lenet5", photos, out=str(tmp_path), quiet=True)
 
 
+def test_what_is_wrong_with_the_model_is_said_before_a_run_is_made(photos, tmp_path):
+    for settings in ({"weights": "nowhere.h5"}, {"taps": ["C9"]}, {"stages": "head:1,C8:1"}):
+        with pytest.raises((ModelError, UsageError)):
+            finetune(
+                data=photos, out=str(tmp_path / "runs"), **{**FAST, "epochs": "auto"} | settings
+            )
+        assert not (tmp_path / "runs").exists()
+
+
 def test_too_small_a_size_is_refused_first(tmp_path):
     """Fault 18: before data and download."""
     with pytest.raises(UsageError, match=r"model\.size.*at least 32.*got 8"):
