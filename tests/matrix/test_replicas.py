@@ -21,5 +21,6 @@ def test_two_replicas_train_as_one_device(names):
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [row[0] for row in rows] == names.split()
-    for name, replicas, far in rows:
-        assert replicas == "2" and float(far) < 1e-4, f"{name}: {far}"
+    for name, replicas, far, losses in rows:
+        assert replicas == "2"
+        assert float(far) < 0.01 and float(losses) < 1e-3, name
