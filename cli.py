@@ -365,9 +365,9 @@ def completion(shell: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with one of the codes of :mod:`dlzoo.errors`."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    sys.argv = [PROGRAM, *args]  # what run.json tells, and what resumes the run
-    run_command(cli, args)
+    if argv is None:
+        sys.argv[0] = PROGRAM  # what run.json tells, and what resumes the run
+    run_command(cli, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -199,6 +199,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(photos, tmp_path, monkeypat
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(History, "epoch_done", record_and_signal)
+    monkeypatch.setattr(sys, "argv", ["notebook"])
     with pytest.raises(Interrupted) as raised:
         finetune(out=str(tmp_path / "cut"), **settings)
     monkeypatch.setattr(History, "epoch_done", record)
