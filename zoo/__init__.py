@@ -9,11 +9,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from . import alexnet, efficientnet_lite, lenet5, mlp, mobilenet_v2, resnet, vgg  # noqa: F401
+from . import families  # noqa: F401
 from .registry import list_models, resolve, variants
-
-for _name in variants().keys() & globals().keys():
-    del globals()[_name]  # `zoo.alexnet` is the model, not the module that defines it
 
 if TYPE_CHECKING:
     from .build import create_model

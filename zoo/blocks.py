@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 
@@ -20,6 +22,25 @@ L: Any = _Lazy("keras.layers")
 Init: Any = _Lazy("keras.initializers")
 
 
+def native_groups(model) -> None:
+    """Let TensorFlow's own kernel compute the grouped convolutions of a model.
+
+    Keras compiles each of them with XLA, whose code for a CPU is ten times slower forward and
+    hundreds of times backward. The layers stay `Conv2D`: files and other backends see no change.
+    """
+    keras: Any = _Lazy("keras")
+    if keras.config.backend() != "tensorflow":
+        return
+    tf: Any = _Lazy("tensorflow")
+
+    def convolve(layer, inputs, kernel):
+        return tf.nn.conv2d(inputs, kernel, layer.strides, layer.padding.upper())
+
+    for layer in model.layers:
+        if isinstance(layer, L.Conv2D) and layer.groups > 1:
+            layer.convolution_op = functools.partial(convolve, layer)
+
+
 def conv(
     x,
     filters: int,
@@ -29,12 +50,15 @@ def conv(
     name: str,
     bias: bool = False,
     padding: str = "same",
+    groups: int = 1,
 ):
     """Convolve: `(batch, h, w, c)` to `(batch, h / strides, w / strides, filters)`.
 
     Args:
+        kernel: height and width in pixels, or both one by one.
         padding: `same` pads as TensorFlow (more at the far edge when strided); `torch` pads
-            `kernel // 2` on every side. They are equal at stride 1.
+            `kernel // 2` on every side; `valid` nothing. The first two are equal at stride 1.
+        groups: the channels are cut into so many groups, each convolved on its own.
     """
     if padding == "torch":
         x, padding = pad(x, kernel, strides, name)
@@ -43,23 +67,59 @@ def conv(
         kernel,
         strides,
         padding=padding,
+        groups=groups,
         use_bias=bias,
         kernel_initializer="he_normal",
         name=name,
     )(x)
 
 
-def depthwise(x, kernel: int, strides: int = 1, *, name: str):
-    """Convolve each channel by its own kernel, without bias: `(batch, h / strides, ..., c)`."""
+def depthwise(
+    x, kernel: int, strides: int = 1, *, name: str, bias: bool = False, padding: str = "same"
+):
+    """Convolve each channel by its own kernel: `(batch, h / strides, w / strides, c)`."""
+    if padding == "torch":
+        x, padding = pad(x, kernel, strides, name)
     return L.DepthwiseConv2D(
         kernel,
         strides,
-        padding="same",
-        use_bias=False,
+        padding=padding,
+        use_bias=bias,
         # "he_normal" would count all channels as inputs of each, and the signal would fade
         depthwise_initializer=Init.RandomNormal(stddev=2**0.5 / kernel),
         name=name,
     )(x)
+
+
+def squeeze_excite(x, channels: int, *, name: str, activation="relu", gate="sigmoid"):
+    """Weigh each channel by what the whole map says of it (arXiv:1709.01507).
+
+    Layers `NAME_squeeze`, `NAME_reduce`, `NAME_expand` (1x1 convolutions with bias), `NAME_gate`
+    and `NAME_excite`.
+
+    Args:
+        channels: of the map between the two convolutions.
+        gate: the activation that makes the weights.
+    """
+    y = L.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
+    y = conv(y, channels, 1, bias=True, name=f"{name}_reduce")
+    y = L.Activation(activation, name=f"{name}_act")(y)
+    y = conv(y, x.shape[-1], 1, bias=True, name=f"{name}_expand")
+    return L.Multiply(name=f"{name}_excite")([x, L.Activation(gate, name=f"{name}_gate")(y)])
+
+
+def layer_scale(x, initial: float, *, name: str):
+    """Multiply each channel by a learned number (arXiv:2103.17239).
+
+    A 1x1 depthwise convolution does that, and is a layer that every format knows.
+    """
+    start = Init.Constant(initial)
+    return L.DepthwiseConv2D(1, use_bias=False, depthwise_initializer=start, name=name)(x)
+
+
+def drop_path(x, rate: float, *, name: str):
+    """Drop the whole branch of an image at random while training (arXiv:1603.09382)."""
+    return L.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x) if rate else x
 
 
 def pad(x, kernel: int, strides: int, name: str):
@@ -85,23 +145,43 @@ def norm_act(x, activation: str | None, *, name: str, epsilon: float = 1e-5, mom
 
 
 def inverted_residual(
-    x, channels: int, kernel: int, strides: int, expansion: int, *, name, epsilon
+    x,
+    channels: int,
+    kernel: int,
+    strides: int,
+    expansion: int,
+    *,
+    name: str,
+    epsilon: float,
+    activation: str = "relu6",
+    padding: str = "same",
+    width: int | None = None,
+    squeeze: Callable[..., Any] | None = None,
+    drop: float = 0.0,
 ):
     """Widen, filter each channel, narrow again; add the input where the shapes agree.
 
-    MobileNetV2's block (arXiv:1801.04381), with ReLU6 and a linear last layer. Layers are
-    called `NAME_expand_conv`, `NAME_dw_conv`, `NAME_project_conv`, each with its `_bn`.
+    MobileNetV2's block (arXiv:1801.04381), with a linear last layer. Layers are called
+    `NAME_expand_conv`, `NAME_dw_conv`, `NAME_project_conv`, each with its `_bn`.
+
+    Args:
+        expansion: how much wider the middle is; 1 leaves the first convolution out.
+        width: channels of the middle, where they are no multiple of the input's.
+        squeeze: `squeeze(x, name=...)`, between filtering and narrowing.
+        drop: rate of the drop path.
     """
-    inputs = x
-    if expansion > 1:
-        x = conv(x, x.shape[-1] * expansion, 1, name=f"{name}_expand_conv")
-        x = norm_act(x, "relu6", epsilon=epsilon, name=f"{name}_expand")
-    x = depthwise(x, kernel, strides, name=f"{name}_dw_conv")
-    x = norm_act(x, "relu6", epsilon=epsilon, name=f"{name}_dw")
+    inputs, wide = x, width or x.shape[-1] * expansion
+    if expansion != 1:
+        x = conv(x, wide, 1, name=f"{name}_expand_conv")
+        x = norm_act(x, activation, epsilon=epsilon, name=f"{name}_expand")
+    x = depthwise(x, kernel, strides, name=f"{name}_dw_conv", padding=padding)
+    x = norm_act(x, activation, epsilon=epsilon, name=f"{name}_dw")
+    if squeeze:
+        x = squeeze(x, name=f"{name}_se")
     x = conv(x, channels, 1, name=f"{name}_project_conv")
     x = norm_act(x, None, epsilon=epsilon, name=f"{name}_project")
     if strides == 1 and inputs.shape[-1] == channels:
-        x = L.Add(name=f"{name}_add")([inputs, x])
+        x = L.Add(name=f"{name}_add")([inputs, drop_path(x, drop, name=f"{name}_drop")])
     return x
 
 

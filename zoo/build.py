@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,9 @@ import numpy as np
 
 from ..errors import ModelError, UsageError
 from . import checkpoints
-from .blocks import L
+from .blocks import L, native_groups
 from .graph import Built, built, layer_of, weighted
-from .registry import resolve
+from .registry import resolve, variants
 from .spec import Preprocess, Variant, Weights
 from .weights import locate
 
@@ -30,6 +32,12 @@ def create_model(
     pool: str | None = None,
     taps: Iterable[str] | None = None,
     dropout: float | None = None,
+    drop_path: float | None = None,
+    activation: str | None = None,
+    padding: str | None = None,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    aux: bool = False,
     preprocess: Preprocess | None = None,
     offline: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -42,7 +50,7 @@ def create_model(
             differs from the weights', the logits layer starts fresh and all else is loaded.
             0 builds the headless backbone: its last feature map, pooled if `pool` is given.
         weights: None (random), a tag, True (the variant's first checkpoint), or the path of
-            a `.pth`, `.safetensors`, `.h5` or `.weights.h5` file.
+            a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras` file.
         input_shape: `size`, `(height, width)` or `(height, width, channels)` in pixels.
         in_chans: image channels. With weights made for RGB, 1 sums the first kernel over its
             channels; other numbers repeat it.
@@ -50,6 +58,14 @@ def create_model(
         pool: None keeps the paper's head; `avg` or `max` replaces it by global pooling.
         taps: with `pool`, the taps whose pooled maps are joined; default the last one.
         dropout: rate before the logits; default the paper's.
+        drop_path: rate at which the last residual branch is dropped (the first ones less), where
+            the architecture has it; default the paper's.
+        activation: takes the place of every hidden activation but the gates of
+            squeeze-and-excitation: `relu`, `gelu`, ... (a name that Keras knows).
+        padding: `same` (TensorFlow's) or `torch` (symmetric), where the architecture can.
+        l1, l2: factors of the penalties on every kernel, added to the loss by Keras.
+        aux: build the auxiliary classifiers of the paper too. The model then gives
+            `{"logits": ..., "aux1": ..., ...}`, for training from scratch.
         preprocess: overrides the normalisation that comes with the weights.
         offline: open no socket for weights; None asks `DLZOO_OFFLINE`.
         progress: called with (bytes done, bytes in all) during a download.
@@ -71,6 +87,13 @@ def create_model(
     classes = num_classes
     if classes is None:
         classes = row.classes if row else variant.num_classes
+    if row and not row.classes and classes and variant.family.head and pool is None:
+        raise UsageError(
+            "model.no-classifier",
+            f"the weights {row.tag} have nothing for the dense layers of {variant.name}",
+            fix="pool='avg' puts a fresh classifier on the features, num_classes=0 none",
+        )
+    args = {**variant.args, **_arguments(variant, drop_path=drop_path, padding=padding)}
     create = {
         "name": variant.name,
         "num_classes": classes,
@@ -79,11 +102,17 @@ def create_model(
         "pool": pool,
         "taps": list(taps) if taps else None,
         "dropout": dropout,
+        "drop_path": drop_path,
+        "activation": activation,
+        "padding": padding,
+        "l1": l1,
+        "l2": l2,
+        "aux": aux,
     }
 
     image = keras.Input(shape, name="image")
     x = _normalize(image, rule, shape[2])
-    maps = variant.family.body(x, **variant.args)
+    maps = variant.family.body(x, **args)
     made = Built(
         variant.name,
         row.tag if row else None,
@@ -96,9 +125,17 @@ def create_model(
             raise UsageError("model.no-taps", f"{variant.name} has no feature maps")
         outputs: Any = maps
     else:
-        outputs = _head(variant, maps, x, classes, pool, create["taps"], dropout)
+        rate = next(r for r in (dropout, variant.dropout, variant.family.dropout) if r is not None)
+        outputs = _head(variant, args, maps, x, classes, pool, create["taps"], rate)
+        if aux:
+            outputs = _with_aux(variant, args, image, outputs, rate, classes)
     model = keras.Model(image, outputs, name=variant.name)
     model.dlzoo = made
+    native_groups(model)
+    if activation:
+        _set_activation(model, activation)
+    if l1 or l2:
+        _penalise(model, keras.regularizers.L1L2(l1, l2))
     if row:
         file = path or locate(row, variant.name, offline=offline, progress=progress)
         load(model, variant, row, file)
@@ -116,7 +153,7 @@ def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None
     """
     layers = weighted(model.layers)
     if _fresh_logits(model, variant, row):
-        layers = [layer for layer in layers if layer.name != "logits"]
+        layers = [layer for layer in layers if not layer.name.endswith("logits")]
     find, rule = _finder(variant, row, file, model)
     first = layers[0].name if layers else None
     wanted: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
@@ -130,8 +167,12 @@ def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None
             continue
         if layer.name == first:
             arrays = _fit_channels(arrays, rule, shapes[0])
+        if len(arrays) == len(shapes):
+            arrays = [_without_ones(a, shape) for a, shape in zip(arrays, shapes, strict=True)]
         found = [a.shape for a in arrays]
         if found == shapes:
+            if row.epsilon and isinstance(layer, keras.layers.BatchNormalization):
+                arrays[-1] = arrays[-1] + np.float32(row.epsilon - layer.epsilon)
             wanted.append((layer, arrays))
         else:
             problems.append(f"{layer.name}: needs {shapes}, the file has {found}")
@@ -149,6 +190,12 @@ def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None
         layer.set_weights(arrays)
 
 
+def _without_ones(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Fit an array that differs by axes of length one: a 1x1 convolution is a dense layer."""
+    same = [n for n in array.shape if n != 1] == [n for n in shape if n != 1]
+    return array.reshape(shape) if same else array
+
+
 def _fresh_logits(model: keras.Model, variant: Variant, row: Weights) -> bool:
     """Say whether the logits have other classes, or other features, than the checkpoint's."""
     if "logits" not in {layer.name for layer in model.layers}:
@@ -161,49 +208,84 @@ def _fresh_logits(model: keras.Model, variant: Variant, row: Weights) -> bool:
 def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
     """Return `layer -> arrays in Keras' order`, which raises KeyError(what is missing), and
     the preprocessing that the first kernel of the file expects."""
-    if row.reader == "torch":
-        torch_name = variant.family.torch_name
-        if torch_name is None:
-            raise ModelError(
-                "model.weights-mismatch",
-                f"it is not known how a torch file names the layers of {variant.name}",
-                where=file,
-                fix="give a Keras .h5 file",
-            )
+    family = variant.family
+    unread = re.compile(family.unread or "(?!)").search
+    ours = [layer.name for layer in weighted(model.layers)]
+    if row.reader != "keras":
         tensors = checkpoints.read_torch(file)
-        held = sum(t.size for name, t in tensors.items() if not name.endswith(_BUFFERS))
-        _check_size(variant, held, file)
+        _check_size(variant, [a for name, a in tensors.items() if not unread(name)], file)
+        rename = _naming(variant, ours[0], tensors, file)
         flattened = _flattened(model)
 
         def from_torch(layer):
-            prefix = torch_name(layer.name, **variant.args)
+            prefix = rename(layer.name, **variant.args)
             return checkpoints.torch_arrays(
                 type(layer).__name__, prefix, tensors, flattened=flattened.get(layer.name)
             )
 
         return from_torch, row.preprocess
 
-    stored = [(name.rsplit("/", 1)[-1], arrays) for name, arrays in checkpoints.read_keras(file)]
-    held = sum(a.size for _, arrays in stored for a in (arrays[:2] if len(arrays) == 4 else arrays))
-    _check_size(variant, held, file)
-    by_name = dict(stored)
-    ours = [layer.name for layer in weighted(model.layers)]
-    if "logits" in by_name:  # saved from a model of the zoo, whose kernels take RGB already
-        return lambda layer: by_name[layer.name], replace(row.preprocess, bgr=False)
-    names = {layer: variant.family.keras_name(layer, **variant.args) for layer in ours}
-    if not file.name.endswith(".weights.h5"):  # that kind does not keep the order of its layers
-        # Keras itself goes by position: its files call some layers otherwise ("probs", "Logits").
-        lost = [name for name in names.values() if name not in by_name]
-        free = [arrays for name, arrays in stored if name not in names.values()]
-        by_name.update(zip(lost, free, strict=False))
-    return lambda layer: by_name[names[layer.name]], row.preprocess
+    stored = [(name, a) for name, a in checkpoints.read_keras(file) if not unread(name)]
+    _check_size(variant, [array for _, arrays in stored for array in arrays], file)
+    index = _names_in(stored)
+    if "logits" in index:  # saved from a model of the zoo, whose kernels take RGB already
+        return lambda layer: stored[index[layer.name]][1], replace(row.preprocess, bgr=False)
+    names = {layer: family.keras_name(layer, **variant.args) for layer in ours}
+    left = {*range(len(stored))} - {index.get(name.partition(":")[0]) for name in names.values()}
+    if "logits" in names and names["logits"] not in index and len(left) == 1:
+        index[names["logits"]] = left.pop()  # "probs", "fc1000", "Logits": its name varies
+
+    def from_keras(layer):
+        name, _, part = names[layer.name].partition(":")
+        arrays = stored[index[name]][1]
+        return [arrays[int(part)]] if part else arrays
+
+    return from_keras, row.preprocess
 
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+def _naming(variant: Variant, layer: str, tensors: dict[str, np.ndarray], file: Path):
+    """Return the rule, torchvision's or timm's, that the file names a layer by."""
+    rules = [variant.family.torch_name, variant.family.timm_name]
+    known = [rule for rule in rules if rule]
+    for rule in known:
+        prefix = rule(layer, **variant.args)
+        if prefix in tensors or f"{prefix}.weight" in tensors:
+            return rule
+    if not known:
+        raise ModelError(
+            "model.weights-mismatch",
+            f"it is not known how a torch file names the layers of {variant.name}",
+            where=file,
+            fix="give a Keras .h5 file",
+        )
+    return known[0]
 
 
-def _check_size(variant: Variant, held: int, file: Path) -> None:
-    """Refuse a file with more parameters than the model: it belongs to a larger one."""
+def _names_in(stored: list) -> dict[str, int]:
+    """Map every name that a layer of a Keras file can be meant by to its place in the list.
+
+    Those are: its path with `_` for `/`; the last part of the path, if no other layer has it; and
+    for names that Keras counted up, `conv2d#3`: the third smallest number, whatever it is.
+    """
+    paths = [path for path, _ in stored]
+    shorts = [path.rpartition("/")[2] for path in paths]
+    index = {path.replace("/", "_"): i for i, path in enumerate(paths)}
+    index |= {short: i for i, short in enumerate(shorts) if shorts.count(short) == 1}
+    counted: dict[str, list[tuple[int, int]]] = {}
+    for i, short in enumerate(shorts):
+        if found := _COUNTED.fullmatch(short):
+            counted.setdefault(found[1], []).append((int(found[2] or 0), i))
+    for base, entries in counted.items():
+        index |= {f"{base}#{rank}": i for rank, (_, i) in enumerate(sorted(entries), start=1)}
+    return index
+
+
+_COUNTED = re.compile(r"(conv2d|batch_normalization|dense)(?:_(\d+))?")
+
+
+def _check_size(variant: Variant, arrays: list[np.ndarray], file: Path) -> None:
+    """Refuse a file with larger kernels than the model has parameters: a larger model's."""
+    held = sum(array.size for array in arrays if array.ndim > 1)
     if held > variant.params:
         raise ModelError(
             "model.weights-mismatch",
@@ -243,6 +325,51 @@ def _fit_channels(arrays, rule: Preprocess, shape):
     return [np.ascontiguousarray(kernel, dtype="float32"), *rest]
 
 
+def _arguments(variant: Variant, **options: Any) -> dict[str, Any]:
+    """Return the options that were given and that the body of the architecture takes."""
+    given = {name: value for name, value in options.items() if value is not None}
+    takes = inspect.signature(variant.family.body).parameters
+    unknown = [name for name in given if name not in takes and (name, given[name]) != _NO_DROP]
+    if unknown:
+        able = sorted({v.family.name for v in variants().values()
+                       if unknown[0] in inspect.signature(v.family.body).parameters})  # fmt: skip
+        raise UsageError(
+            "model.option",
+            f"{variant.name} has no {unknown[0]} to choose",
+            fix=f"families that have: {', '.join(able)}",
+        )
+    return {name: value for name, value in given.items() if name in takes}
+
+
+_NO_DROP = ("drop_path", 0)
+
+
+def _set_activation(model: keras.Model, activation: str) -> None:
+    """Change every hidden activation; gates, whose range is 0..1, stay."""
+    function = keras.activations.get(activation)
+    for layer in model.layers:
+        old = getattr(layer, "activation", keras.activations.linear)
+        if old is not keras.activations.linear and not layer.name.endswith("_gate"):
+            layer.activation = function
+
+
+def _penalise(model: keras.Model, regularizer: keras.regularizers.Regularizer) -> None:
+    for layer in model.layers:
+        if kernel := getattr(layer, "kernel", None):
+            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            kind = "depthwise_regularizer" if depthwise else "kernel_regularizer"
+            setattr(layer, kind, regularizer)  # for the file
+            kernel.regularizer = regularizer
+
+
+def _with_aux(variant: Variant, args, image, logits, rate, classes) -> dict[str, Any]:
+    if not variant.family.aux or not classes:
+        raise UsageError("model.option", f"{variant.name} has no auxiliary classifiers")
+    whole = keras.Model(image, logits)
+    layers = lambda name: whole.get_layer(name).output  # noqa: E731
+    return {"logits": logits, **variant.family.aux(layers, rate, classes, **args)}
+
+
 def _normalize(x, rule: Preprocess, channels: int):
     mean, std = np.asarray(rule.mean), np.asarray(rule.std)
     if len(mean) != channels:
@@ -256,9 +383,8 @@ def _normalize(x, rule: Preprocess, channels: int):
     )(x)
 
 
-def _head(variant: Variant, maps, x, classes, pool, taps, dropout):
+def _head(variant: Variant, args, maps, x, classes, pool, taps, rate):
     last = list(maps.values())[-1] if maps else x
-    rate = variant.family.dropout if dropout is None else dropout
     if pool is None and taps:
         raise UsageError(
             "model.taps", "taps= joins pooled maps, so it needs pool=", fix="pool='avg'"
@@ -271,7 +397,7 @@ def _head(variant: Variant, maps, x, classes, pool, taps, dropout):
                 f"the dense layers of {variant.name} need a fixed image size",
                 fix=f"input_shape={variant.size}, or pool='avg' instead of these layers",
             )
-        out = papers_own(maps or x, rate, **variant.args)
+        out = papers_own(maps or x, rate, **args)
     elif pool is None and classes == 0:
         out = last
     else:
@@ -330,12 +456,12 @@ def _as_path(weights: object) -> Path | None:
     return path
 
 
-_FILES = (".pth", ".pt", ".safetensors", ".h5")
+_FILES = (".pth", ".pt", ".safetensors", ".h5", ".keras")
 
 
 def _row_for_file(variant: Variant, row: Weights | None, path: Path) -> Weights:
     """Take a user's file for a checkpoint of the variant that is stored in the same way."""
-    reader = "keras" if path.suffix == ".h5" else "torch"
+    reader = "keras" if path.suffix in (".h5", ".keras") else "torch"
     same = [w for w in variant.weights if w.reader == reader]
     if row or same:
         return replace(row or same[0], tag=path.name)

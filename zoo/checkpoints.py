@@ -66,8 +66,8 @@ def read_keras(path: Path | str) -> Layers:
 
     Raises:
         ModelError: `model.unsafe-file` for links, external or virtual storage, or shapes that
-            the file does not hold; `model.format` for compressed or chunked weights, or none at all;
-            `model.corrupt-file`, `model.file-missing`.
+            the file does not hold; `model.format` for compressed or chunked weights, or none at
+            all; `model.corrupt-file`, `model.file-missing`.
     """
     path = Path(path)
     with _guarded(path):
@@ -92,9 +92,9 @@ def torch_arrays(
     """Return the arrays of one Keras layer, in Keras' order and layout, from torch's tensors.
 
     Args:
-        kind: class of the Keras layer: `Conv2D`, `DepthwiseConv2D`, `Dense` or
-            `BatchNormalization`.
-        prefix: of the tensors, without the last dot: `features.0`.
+        kind: class of the Keras layer: `Conv2D`, `DepthwiseConv2D`, `Dense`,
+            `BatchNormalization` or `LayerNormalization`.
+        prefix: of the tensors, without the last dot: `features.0`. Or the whole name of one.
         tensors: the state dict.
         flattened: `(height, width, channels)` of the map that a dense layer's input was
             flattened from: torch flattens channels first, Keras channels last.
@@ -110,19 +110,27 @@ def torch_arrays(
             raise ValueError(f"{prefix}.{part}: shape {tensor.shape}, expected {rank} dimensions")
         return tensor
 
+    if prefix in tensors:
+        return [tensors[prefix]]
     if kind == "BatchNormalization":
         return [get(part, 1) for part in ("weight", "bias", "running_mean", "running_var")]
+    if kind == "LayerNormalization":
+        return [get(part, 1) for part in ("weight", "bias")]
     if kind == "Conv2D":  # (out, in, height, width) -> (height, width, in, out)
         kernel = get("weight", 4).transpose(2, 3, 1, 0)
     elif kind == "DepthwiseConv2D":  # (channels, 1, height, width) -> (height, width, channels, 1)
         kernel = get("weight", 4).transpose(2, 3, 0, 1)
     elif kind == "Dense":
-        kernel = get("weight", 2)
-        if flattened:
+        kernel = tensors[f"{prefix}.weight"]
+        if kernel.ndim == 4:  # some write it as a convolution over the whole map
+            kernel = kernel.transpose(0, 2, 3, 1)
+        elif flattened:
             height, width, channels = flattened
-            if kernel.shape[1] != height * width * channels:
+            if get("weight", 2).shape[1] != height * width * channels:
                 raise ValueError(f"{prefix}.weight: {kernel.shape[1]} inputs, not {flattened}")
             kernel = kernel.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
+        else:
+            kernel = get("weight", 2)
         kernel = kernel.reshape(len(kernel), -1).T
     else:
         raise ValueError(f"no torch layout is known for a {kind} layer")

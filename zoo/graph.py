@@ -117,6 +117,19 @@ def layer_of(tensor: Any) -> str:
     return tensor._keras_history.operation.name  # private; Keras 3.0 to 3.15 have it
 
 
+def sources(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return the layers whose output a layer takes, seen through operations that are no layers."""
+    found = []
+    pending = keras.tree.flatten(layer.input)
+    while pending:
+        operation = pending.pop(0)._keras_history.operation  # private, as above
+        if isinstance(operation, keras.layers.Layer):
+            found.append(operation)
+        else:
+            pending = keras.tree.flatten(operation.input) + pending
+    return found
+
+
 def weighted(layers: list[keras.layers.Layer]) -> list[keras.layers.Layer]:
     """Return the layers that hold weights."""
     return [layer for layer in layers if layer.weights]
@@ -127,6 +140,8 @@ def macs(layer: keras.layers.Layer) -> int:
     if isinstance(layer, keras.layers.Dense):
         return prod(layer.output.shape[1:-1]) * prod(layer.kernel.shape)
     if isinstance(layer, keras.layers.DepthwiseConv2D):
+        if layer.kernel_size == (1, 1):  # scales its channels, as a normalisation does
+            return 0
         return prod(layer.output.shape[1:]) * prod(layer.kernel_size)
     if isinstance(layer, keras.layers.Conv2D):
         return prod(layer.output.shape[1:3]) * prod(layer.kernel.shape)

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,16 @@ def layers(file: h5py.File) -> list[tuple[str, list[Place]]]:
         raise Refused("it does not begin as a file of Keras does", "format")
     root = node(file, "model_weights") if "model_weights" in file else file
     if {"layer_names", "layer_names0"} & set(root.attrs):
-        return [
-            (layer, [place(node(root, f"{layer}/{name}")) for name in weights])
-            for layer in names(root, "layer_names")
-            for weights in [names(node(root, layer), "weight_names")]
-        ]
+        found = []
+        for layer in names(root, "layer_names"):
+            weights = names(node(root, layer), "weight_names")
+            owners = [name.rpartition("/")[0].rpartition("/")[2] or layer for name in weights]
+            if len(set(owners)) == 1:
+                owners = [layer] * len(weights)
+            # a model inside the model: its weights are told apart by the names of its layers
+            for owner, pairs in groupby(zip(owners, weights, strict=True), lambda pair: pair[0]):
+                found.append((owner, [place(node(root, f"{layer}/{name}")) for _, name in pairs]))
+        return found
     if "layers" not in root:
         raise Refused("there are no Keras weights in it", "format")
     return list(walk(node(root, "layers"), "", set()))

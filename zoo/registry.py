@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,17 +22,24 @@ def family(
         name, body, paper, year, rules: the fields of :class:`~dlzoo.zoo.spec.Family`.
 
     Returns:
-        `add(name, *, params, gmacs, weights=(), **args)`: fields of
-        :class:`~dlzoo.zoo.spec.Variant` by name; what is left are arguments of the body.
+        `add(name, *, params, gmacs, taps, weights=(), **args)`: fields of
+        :class:`~dlzoo.zoo.spec.Variant` by name (`taps` also as the channels of C1, C2, ...);
+        what is left are arguments of the body.
     """
     spec = Family(name=name, body=body, paper=paper, year=year, **rules)
-    fields = ("size", "min_size", "in_chans", "num_classes", "preprocess")
+    known = {field.name for field in fields(Variant)} - {"family", "args"}
 
     def add(
-        name: str, *, params: int, gmacs: float, weights: Iterable[Weights] = (), **args: Any
+        name: str,
+        *,
+        taps: Mapping[str, int] | Iterable[int],
+        weights: Iterable[Weights] = (),
+        **row: Any,
     ) -> Variant:
-        known = {key: args.pop(key) for key in fields if key in args}
-        variant = Variant(name, spec, args, params, gmacs, weights=tuple(weights), **known)
+        if not isinstance(taps, Mapping):
+            taps = {f"C{i}": channels for i, channels in enumerate(taps, start=1)}
+        args = {key: row.pop(key) for key in [*row] if key not in known}
+        variant = Variant(name, spec, args, taps=taps, weights=tuple(weights), **row)
         if name in _VARIANTS:
             raise ValueError(f"the model {name!r} is registered twice")
         if len(set(variant.tags)) != len(variant.tags):
@@ -136,47 +144,78 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name) if p]
 
 
-IMAGENET_STD = Preprocess(
-    mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), size=224, crop=224 / 256
-)
-CAFFE = Preprocess(mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), bgr=True)
-TF = Preprocess(mean=(127.5,) * 3, std=(127.5,) * 3)
+# What the common training programs normalise with, in units of 0..255.
+IMAGENET = Preprocess()
+HALF = Preprocess((127.5,) * 3, (127.5,) * 3)  # to -1..1
+CAFFE = Preprocess((123.68, 116.779, 103.939), (1.0,) * 3, bgr=True)
 
 
-def torchvision(file: str, *, top1: float, top5: float, v2: bool = False) -> Weights:
-    """Return the row of a torchvision checkpoint `NAME-HASH8.pth`, recipe V1 or V2."""
+def torchvision(
+    file: str,
+    top1: float | None,
+    top5: float | None,
+    *,
+    tag: str = "tv_in1k",
+    size: int = 224,
+    resize: int = 256,
+    rule: Preprocess = IMAGENET,
+    interpolation: str = "bilinear",
+    origin: str = "torchvision, trained on ImageNet-1k",
+    licence: str = "BSD-3-Clause",
+    **more: Any,
+) -> Weights:
+    """Return the row of a torchvision checkpoint `NAME-HASH.pth`.
+
+    Args:
+        top1, top5: accuracy in percent.
+        tag: `tv_in1k` for the first recipe, `tv2_in1k` for V2.
+        size, resize: of the centre crop, and of the shorter side before it, in pixels.
+        rule: holds mean and std.
+    """
     return Weights(
-        tag="tv2_in1k" if v2 else "tv_in1k",
+        tag=tag,
         uri=f"https://download.pytorch.org/models/{file}",
         sha256_prefix=file.rsplit("-", 1)[1].removesuffix(".pth"),
-        preprocess=IMAGENET_STD.resized(224, 224 / 232) if v2 else IMAGENET_STD,
+        preprocess=replace(rule, size=size, crop=size / resize, interpolation=interpolation),
         reader="torch",
-        licence="BSD-3-Clause",
-        origin="torchvision, trained on ImageNet-1k" + (" (recipe V2)" if v2 else ""),
+        licence=licence,
+        origin=origin + (" (recipe V2)" if tag.startswith("tv2") else ""),
         top1=top1,
         top5=top5,
+        **more,
     )
 
 
 def keras_applications(
     path: str,
+    md5: str | None,
+    top1: float | None,
+    top5: float | None,
     *,
-    md5: str,
-    preprocess: Preprocess,
-    licence: str,
+    rule: Preprocess,
+    size: int = 224,
     origin: str,
-    top1: float,
-    top5: float,
+    tag: str = "keras_in1k",
+    licence: str = "Apache-2.0",
+    host: str = "https://storage.googleapis.com/tensorflow/keras-applications",
+    **more: Any,
 ) -> Weights:
-    """Return the row of a keras.applications file with its classification head."""
+    """Return the row of a keras.applications file with its classification head.
+
+    Args:
+        path: below `host`. md5: as the installed Keras has it.
+        top1, top5: accuracy in percent. rule: holds mean, std and channel order.
+        size: of the image in pixels.
+    """
     return Weights(
-        tag="keras_in1k",
-        uri=f"https://storage.googleapis.com/tensorflow/keras-applications/{path}",
+        tag=tag,
+        uri=f"{host}/{path}",
         md5=md5,
-        preprocess=preprocess,
+        preprocess=rule.resized(size),
         reader="keras",
         licence=licence,
-        origin=origin,
+        origin=f"{origin}; published by keras.applications",
         top1=top1,
         top5=top5,
+        **more,
     )

@@ -24,8 +24,8 @@ class Preprocess:
         interpolation: `bilinear`, `bicubic`, `lanczos3` or `nearest`; anti-aliased.
     """
 
-    mean: tuple[float, ...] = (127.5, 127.5, 127.5)
-    std: tuple[float, ...] = (127.5, 127.5, 127.5)
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # of ImageNet
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
     bgr: bool = False
     size: int = 224
     crop: float = 0.875
@@ -48,9 +48,13 @@ class Weights:
             least one of them, or `sha256_prefix`, is given for anything downloaded.
         sha256_prefix: the leading digits that torchvision puts into the file's name.
         pip: the package that carries a `pkg://` file.
-        reader: `torch` (state dict) or `keras` (HDF5 of keras.applications).
+        reader: how the file names its layers: `torch` (a state dict of torchvision), `timm` (a
+            state dict of timm) or `keras` (HDF5 of keras.applications).
         licence: SPDX identifier of the weights. origin: who trained them, in words.
+        classes: of its logits; 0 if the file has no classifier.
         top1, top5: ImageNet validation accuracy in percent, as published.
+        epsilon: of the normalisation layers it was trained with, where the graph has a smaller
+            one: the difference is added to the moving variances, which gives the same numbers.
     """
 
     tag: str
@@ -66,6 +70,7 @@ class Weights:
     classes: int = 1000
     top1: float | None = None
     top5: float | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,9 @@ class Family:
             `{"C1": tensor, ..., "C5": tensor}`, by growing stride.
         head: `head(taps, dropout, **args) -> features`: the paper's layers between the taps
             and the last dropout and logits. None: global average pooling of the last tap.
-        dropout: rate before the logits in the paper's training.
+        aux: `aux(layers, dropout, classes, **args) -> {"aux1": logits, ...}`: the paper's
+            auxiliary classifiers; `layers` gives a layer's output by its name.
+        dropout: rate before the logits in the paper's training, unless a variant says another.
         paper: `arXiv:...` or a citation. year: of the paper.
         torch_name: maps one of our layer names to the prefix of its tensors in a torch state
             dict: `torch_name(layer, **args) -> "features.0"`.
@@ -90,9 +97,12 @@ class Family:
     paper: str
     year: int
     head: Callable[..., Any] | None = None
+    aux: Callable[..., dict[str, Any]] | None = None
     dropout: float = 0.0
     torch_name: Callable[..., str] | None = None
+    timm_name: Callable[..., str] | None = None
     keras_name: Callable[..., str] = field(default=lambda layer, **_: layer)
+    unread: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,10 +116,14 @@ class Variant:
         params: trainable and frozen parameters with the classic 1,000-class head (or
             `num_classes`), counted. gmacs: 10^9 multiply-accumulates of one image at
             `size`, counted over convolutions and dense layers.
+        taps: channels of each tap, `{"C1": 64, ...}`; the stride of `Ci` is 2^i.
+        keras, torchvision, timm: the same graph there, if any: a call such as
+            `MobileNet(alpha=0.25)`, and the names of models.
         size: default height and width in pixels. min_size: smallest that works.
         in_chans: channels of the image. num_classes: of the default head.
         weights: the known checkpoints, the default one first.
         preprocess: the normalisation used without weights.
+        dropout: rate before the logits, where the family's is not its own.
     """
 
     name: str
@@ -117,12 +131,17 @@ class Variant:
     args: Mapping[str, Any]
     params: int
     gmacs: float
+    taps: Mapping[str, int]
     size: int = 224
     min_size: int = 32
     in_chans: int = 3
     num_classes: int = 1000
     weights: tuple[Weights, ...] = ()
     preprocess: Preprocess = Preprocess()
+    dropout: float | None = None
+    keras: str | None = None
+    torchvision: str | None = None
+    timm: str | None = None
 
     @property
     def tags(self) -> tuple[str, ...]:

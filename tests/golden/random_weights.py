@@ -63,6 +63,8 @@ def state_dict(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 def fill(model) -> None:
     """Give every variable of a Keras model its numbers, by layer name and shape."""
     for layer in model.layers:
+        if type(layer).__name__ == "Normalization":  # no weights, though Keras keeps them so
+            continue
         for variable in layer.weights:
             part, shape = variable.name, tuple(variable.shape)
             name = f"{layer.name}/{part}"
@@ -71,7 +73,7 @@ def fill(model) -> None:
             elif part == "bias":
                 values = uniform(name, shape, -0.1, 0.1)
             else:
-                depthwise = type(layer).__name__ == "DepthwiseConv2D"
+                depthwise = part == "depthwise_kernel" or "Depthwise" in type(layer).__name__
                 values = kernel(name, shape, math.prod(shape[: 2 if depthwise else -1]))
             variable.assign(values)
 

@@ -2,8 +2,8 @@
 
 import re
 
-from .blocks import conv, inverted_residual, make_divisible, norm_act
-from .registry import TF, family, keras_applications
+from ..blocks import conv, inverted_residual, make_divisible, norm_act
+from ..registry import HALF, family, keras_applications
 
 # (expansion, channels, repeats, stride) of each stage
 STAGES = (
@@ -42,14 +42,10 @@ def keras_name(layer, **_):
 add = family(
     "mobilenet_v2", body, dropout=0.2, paper="arXiv:1801.04381", year=2018, keras_name=keras_name
 )
-add("mobilenet_v2", alpha=1.0, params=3_504_872, gmacs=0.301, weights=[
+add("mobilenet_v2", alpha=1.0, params=3_504_872, gmacs=0.301, taps=(16, 24, 32, 96, 1280), keras="MobileNetV2", weights=[
     keras_applications(
         "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5",
-        md5="321911b381f6fd09b744356f6796ee18",  # from others' downloads: the origin publishes none
-        preprocess=TF,
-        licence="Apache-2.0",
-        origin="Google, trained on ImageNet-1k; published by keras.applications",
-        top1=71.3,
-        top5=90.1,
+        "321911b381f6fd09b744356f6796ee18",  # from others' downloads: the origin publishes none
+        71.3, 90.1, rule=HALF, origin="Google",
     )
 ])  # fmt: skip

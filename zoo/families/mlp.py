@@ -1,8 +1,8 @@
 """The dense net of a first lesson: flatten the digit, two hidden layers. It has no taps."""
 
-from .blocks import L
-from .registry import family
-from .spec import Preprocess
+from ..blocks import L
+from ..registry import family
+from ..spec import Preprocess
 
 
 def body(x, widths):
@@ -34,5 +34,6 @@ add(
     num_classes=10,
     params=669_706,
     gmacs=0.0007,
+    taps={},
     preprocess=Preprocess((0.0,), (255.0,), size=28, crop=1.0),
 )

@@ -1,8 +1,8 @@
 """LeNet-5: the convolutional net for handwritten digits, with its tanh and average pooling."""
 
-from .blocks import L
-from .registry import family
-from .spec import Preprocess
+from ..blocks import L
+from ..registry import family
+from ..spec import Preprocess
 
 
 def body(x):
@@ -29,5 +29,6 @@ add(
     num_classes=10,
     params=61_706,
     gmacs=0.0004,
+    taps={"C0": 6, "C1": 16, "C2": 16},
     preprocess=Preprocess((0.0,), (255.0,), size=28, crop=1.0),
 )

@@ -1,7 +1,7 @@
 """AlexNet, in the one-column form of "One weird trick" that torchvision has."""
 
-from .blocks import L, average_to
-from .registry import family, torchvision
+from ..blocks import L, average_to
+from ..registry import family, torchvision
 
 
 def body(x):
@@ -48,5 +48,7 @@ add(
     min_size=63,
     params=61_100_840,
     gmacs=0.714,
-    weights=[torchvision("alexnet-owt-7be5be79.pth", top1=56.522, top5=79.066)],
+    taps={"C2": 64, "C3": 192, "C4": 256, "C5": 256},
+    torchvision="alexnet",
+    weights=[torchvision("alexnet-owt-7be5be79.pth", 56.522, 79.066)],
 )
