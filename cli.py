@@ -170,85 +170,59 @@ def export(run: str, formats: str, tolerance: float, images: str | None, as_json
 
 
 @cli.command("list")
-@click.argument("pattern", required=False)
+@click.argument("pattern", nargs=-1)
 @click.option("--pretrained", is_flag=True, default=None, help="Only models with weights.")
 @click.option("--max-params", type=Count(), metavar="10M", help="Only models up to this size.")
+@click.option("--max-gmacs", type=float, metavar="G", help="Only models up to this cost.")
+@click.option("--min-top1", type=float, metavar="PERCENT", help="Of some ImageNet weights.")
+@click.option("--licence", metavar="SPDX", help='Of some weights, as in "Apache*".')
+@click.option("--family", metavar="NAME", help='As in "resnet".')
+@click.option("--taps", metavar="C3,C5", help="Only models that have these feature maps.")
 @json_option
-def list_(
-    pattern: str | None, pretrained: bool | None, max_params: float | None, as_json: bool
-) -> None:
+def list_(pattern: tuple[str, ...], taps: str | None, as_json: bool, **filters: Any) -> None:
     """List the models; PATTERN as in "resnet*"."""
-    from . import zoo
+    from . import about, zoo
 
-    names = zoo.list_models(pattern, pretrained=pretrained, max_params=max_params)
-    models = [zoo.info(name) for name in names]
+    wanted = [tap.strip() for tap in taps.split(",")] if taps else None
+    names = zoo.list_models(pattern or None, taps=wanted, **filters)
     if as_json:
-        console.out_json({"models": models})
-        return
-    if not models:
+        console.out_json({"models": [zoo.info(name) for name in names]})
+    elif names:
+        about.listing(names)
+    else:
         console.say("no model matches")
-        return
-    rows = [
-        (
-            m["name"],
-            _count(m["params"]),
-            f"{m['gmacs']:.3g}",
-            m["size"],
-            max((f"{w['top1']:.1f}" for w in m["weights"] if w["top1"]), default=None),
-            " ".join(w["tag"] for w in m["weights"]),
-        )
-        for m in models
-    ]
-    console.table(rows, ["name", ">params", ">GMACs", ">size", ">top-1", "weights"])
 
 
 @cli.command()
 @click.argument("name", shell_complete=complete_model)
-@click.option("--taps/--no-taps", default=True, help="Show the taps, which loads TensorFlow.")
+@click.option("--brief", is_flag=True, help="Only what is known without building the model.")
+@click.option("--size", type=click.IntRange(1), help="Of the image in pixels.")
+@click.option("--plot", metavar="FILE", help="Draw the architecture: .svg, .png or .pdf.")
 @json_option
-def info(name: str, taps: bool, as_json: bool) -> None:
-    """Show what is known of a model, its taps and its weights."""
-    from . import zoo
+def info(name: str, brief: bool, size: int | None, plot: str | None, as_json: bool) -> None:
+    """Show what is known of a model: figures, weights, taps, every layer."""
+    from . import about, zoo
     from .doctor import is_here
 
-    about = zoo.info(name)
+    found = zoo.info(name)
     variant, _ = zoo.resolve(name)
-    for shown, row in zip(about["weights"], variant.weights, strict=True):
+    for shown, row in zip(found["weights"], variant.weights, strict=True):
         shown["here"] = is_here(row)
-    if taps:
-        about["taps"] = _taps(variant.name)
+    if not brief:
+        found |= about.anatomy(zoo.create_model(variant.name, input_shape=size))
     if as_json:
-        console.out_json(about)
-        return
-    for key, value in about.items():
-        if key not in ("taps", "weights"):
-            console.out(f"{key:12} {value:,}" if key == "params" else f"{key:12} {value}")
-    if about.get("taps"):
-        console.out()
-        rows = [(tap["name"], tap["channels"], tap["stride"]) for tap in about["taps"]]
-        console.table(rows, ["tap", ">channels", ">stride"])
-    if about["weights"]:
-        console.out()
-        columns = ("tag", "top1", "licence", "here", "origin", "uri")
-        yes_no = [{**w, "here": "yes" if w["here"] else "no"} for w in about["weights"]]
-        rows = [tuple(w[column] for column in columns) for w in yes_no]
-        console.table(rows, ["weights", ">top-1", "licence", "here", "origin", "from"])
+        console.out_json(found)
+    else:
+        about.facts(found)
+        if not brief:
+            if found["taps"]:
+                about.taps(found)
+            about.layers(found)
+    if plot:
+        from .report.architecture import draw
 
-
-def _taps(name: str) -> list[dict[str, Any]]:
-    from . import zoo
-    from .zoo import graph
-
-    model = zoo.create_model(name, num_classes=0)
-    size = model.inputs[0].shape[1]
-    return [
-        {"name": tap, "channels": tensor.shape[-1], "stride": round(size / tensor.shape[1])}
-        for tap, tensor in graph.taps(model).items()
-    ]
-
-
-def _count(number: float) -> str:
-    return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
+        draw(zoo.create_model(variant.name, input_shape=size), plot)
+        console.say(f"drawn: {plot}")
 
 
 @cli.command()

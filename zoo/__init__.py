@@ -23,8 +23,9 @@ def info(name: str) -> dict[str, Any]:
 
     Returns:
         name, family, paper, year, params, gmacs, size and min_size in pixels, in_chans,
-        num_classes, and `weights`: one dict a checkpoint with tag, licence, origin, top1,
-        top5, uri, hashes and preprocessing.
+        num_classes, `taps` with the channels of each, what keras.applications, torchvision and
+        timm call it, and `weights`: one dict a checkpoint with tag, licence, origin, top1, top5,
+        uri, hashes and preprocessing.
 
     Raises:
         UsageError: `model.unknown`.
@@ -32,12 +33,15 @@ def info(name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     variant, _ = resolve(name)
-    fields = ("name", "params", "gmacs", "size", "min_size", "in_chans", "num_classes")
+    fields = ("params", "gmacs", "size", "min_size", "in_chans", "num_classes")
+    others = ("keras", "torchvision", "timm")
     return {
-        **{field: getattr(variant, field) for field in fields},
+        "name": variant.name,
         "family": variant.family.name,
         "paper": variant.family.paper,
         "year": variant.family.year,
+        **{field: getattr(variant, field) for field in (*fields, *others)},
+        "taps": dict(variant.taps),
         "weights": [asdict(row) for row in variant.weights],
     }
 

@@ -88,10 +88,15 @@ def resolve(name: str, tag: str | bool | None = None) -> tuple[Variant, Weights 
     for weights in variant.weights:
         if weights.tag == tag:
             return variant, weights
+    # resnet50.tv_in1k: torchvision's form of a network has a name of its own
+    others = [f"{v.name}.{tag}" for v in _VARIANTS.values() if tag in v.tags]
+    alike = [other for other in others if other.startswith(f"{arch}_")]
     raise UsageError(
         "model.unknown-weights",
         f"{arch} has no weights called {tag!r}{nearest(str(tag), variant.tags)}",
-        fix=f"known: {', '.join(variant.tags) or 'none'}",
+        fix=f"did you mean {', '.join(alike)}?"
+        if alike
+        else f"known: {', '.join(variant.tags) or 'none'}",
     )
 
 
@@ -101,25 +106,31 @@ def list_models(
     family: str | Iterable[str] | None = None,
     pretrained: bool | None = None,
     max_params: float | None = None,
+    max_gmacs: float | None = None,
     min_top1: float | None = None,
     licence: str | Iterable[str] | None = None,
+    taps: str | Iterable[str] | None = None,
 ) -> list[str]:
     """Return the names of the models that pass every filter, in natural order.
 
     Args:
         pattern: shell wildcards, one or several: `"resnet*"`.
         family: family names. pretrained: with (True) or without (False) known weights.
-        max_params: upper bound of the parameter count.
+        max_params: upper bound of the parameter count. max_gmacs: of 10^9 multiply-accumulates
+            at the default size.
         min_top1: ImageNet top-1 in percent of at least one checkpoint.
-        licence: SPDX identifiers, wildcards allowed, of at least one checkpoint.
+        licence: SPDX identifiers, wildcards allowed, of at least one checkpoint; with `min_top1`
+            one checkpoint must have both.
+        taps: feature maps it must have, one or several: `["C3", "C5"]`.
     """
 
     def matches(value: str, wanted: str | Iterable[str] | None) -> bool:
-        if wanted is None:
-            return True
-        many = [wanted] if isinstance(wanted, str) else wanted
-        return any(fnmatchcase(value, w) for w in many)
+        return wanted is None or any(fnmatchcase(value, w) for w in many(wanted))
 
+    def many(wanted: str | Iterable[str]) -> list[str]:
+        return [wanted] if isinstance(wanted, str) else list(wanted)
+
+    pattern, family, licence = (w and many(w) for w in (pattern, family, licence))
     found = []
     for variant in _VARIANTS.values():
         checkpoints = [
@@ -132,7 +143,9 @@ def list_models(
             and matches(variant.family.name, family)
             and (pretrained is None or bool(variant.weights) == pretrained)
             and (max_params is None or variant.params <= max_params)
+            and (max_gmacs is None or variant.gmacs <= max_gmacs)
             and (checkpoints or (min_top1 is None and licence is None))
+            and variant.taps.keys() >= set(many(taps or ()))
         ):
             found.append(variant.name)
     return sorted(found, key=_natural)

@@ -85,7 +85,7 @@ def run_module(monkeypatch):
         (["--help"], ("tensorflow", "keras", "numpy", "pydantic", "rich")),
         (["finetune", "--help"], ("tensorflow", "keras", "numpy", "rich")),
         (["list"], ("tensorflow", "keras", "numpy")),
-        (["info", "vgg16", "--no-taps"], ("tensorflow", "keras")),
+        (["info", "vgg16", "--brief"], ("tensorflow", "keras")),
         (["config", "show"], ("tensorflow", "keras", "numpy")),
         (["completion", "zsh"], ("tensorflow", "keras", "numpy")),
     ],
@@ -252,7 +252,7 @@ def test_info_shows_weights_and_taps(call):
     assert code == 0
     assert ["C5", "1280", "32"] in [line.split() for line in out.splitlines()]
     assert "keras_in1k" in out and "Apache-2.0" in out
-    about = json.loads(call("info", "vgg16", "--no-taps", "--json")[1])
+    about = json.loads(call("info", "vgg16", "--brief", "--json")[1])
     assert about["params"] == zoo.info("vgg16")["params"]
     assert {w["here"] for w in about["weights"]} <= {True, False}
 
