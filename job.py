@@ -15,7 +15,7 @@ from . import __version__, console, files
 from .config import FinetuneConfig, to_toml
 from .data import Data, load_data
 from .errors import DataError, DlzooError, Interrupted, ResumeError, UsageError
-from .rundir import RunDir
+from .rundir import RunDir, file_stem
 from .zoo import resolve as find_model
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Job:
         RunDir.check(config.out, None if config.resume == "auto" else config.name)
         self.find_model()
         self.load_data()
-        stem = f"{config.backbone}-{self.data.name}"
+        stem = file_stem(f"{config.backbone}-{self.data.name}")
         begun = self.to_resume(stem) if config.resume == "auto" else None
         if begun and begun.read()["status"] == "finished":
             console.say(f"nothing to resume: {begun.path} is finished")
@@ -67,11 +67,13 @@ class Job:
 
     def find_model(self) -> None:
         """Resolve backbone and weights, and fetch them: no data is read before they are here."""
+        from .zoo.sources import is_foreign
         from .zoo.weights import locate
 
         config = self.config
         tag: Any = {"auto": True, "none": None}.get(config.weights, config.weights)
-        looks_like_file = isinstance(tag, str) and (Path(tag).suffix or "/" in tag)
+        is_path = isinstance(tag, str) and (Path(tag).suffix or "/" in tag)
+        looks_like_file = is_path and not is_foreign(tag)
         self.variant, self.row = find_model(config.backbone, None if looks_like_file else tag)
         if config.weights == "auto" and not self.variant.weights:
             raise UsageError(
@@ -93,7 +95,8 @@ class Job:
         if self.row:
             with console.progress(f"{self.variant.name}.{self.row.tag}") as progress:
                 offline = config.offline or None
-                locate(self.row, self.variant.name, offline=offline, progress=progress)
+                if self.row.reader != "preset":  # such a library loads its own
+                    locate(self.row, self.variant.name, offline=offline, progress=progress)
             self.weights = self.row.tag
 
     def load_data(self) -> None:

@@ -239,9 +239,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def file_stem(text: str) -> str:
+    """Return `text` as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "_", text)[:100].strip("._-") or "run"
+
+
 def _numbered(out: Path, stem: str) -> Path:
     """Make and return `out/stem-N` for the first N above all there are."""
-    stem = re.sub(r"[^\w.-]+", "_", stem)[:100].strip("._-") or "run"
+    stem = file_stem(stem)
     taken = (re.fullmatch(rf"{re.escape(stem)}-(\d+)", entry) for entry in os.listdir(out))
     number = max((int(match[1]) for match in taken if match), default=0)
     while True:

@@ -17,6 +17,7 @@ from . import checkpoints
 from .blocks import L, native_groups
 from .graph import Built, built, layer_of, weighted
 from .registry import resolve, variants
+from .sources import is_foreign
 from .spec import Preprocess, Variant, Weights
 from .weights import locate
 
@@ -45,12 +46,13 @@ def create_model(
     """Build a model of the zoo: one flat functional model on raw RGB images.
 
     Args:
-        name: `vgg16`, or with a checkpoint `vgg16.tv_in1k`.
+        name: `vgg16`, or with a checkpoint `vgg16.tv_in1k`; `hf://timm/resnet18.a1_in1k`;
+            `keras_hub:PRESET` or `keras_cv:PRESET`, a backbone of those libraries.
         num_classes: of the logits; default as the weights or the paper have it. If it
             differs from the weights', the logits layer starts fresh and all else is loaded.
             0 builds the headless backbone: its last feature map, pooled if `pool` is given.
-        weights: None (random), a tag, True (the variant's first checkpoint), or the path of
-            a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras` file.
+        weights: None (random), a tag, True (the variant's first checkpoint), `hf://...`, or the
+            path of a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras` file.
         input_shape: `size`, `(height, width)` or `(height, width, channels)` in pixels.
         in_chans: image channels. With weights made for RGB, 1 sums the first kernel over its
             channels; other numbers repeat it.
@@ -78,7 +80,7 @@ def create_model(
         UsageError: an unknown name, or a size below the variant's minimum (before any
             download). ModelError: weights that cannot be had or do not fit.
     """
-    path = _as_path(weights)
+    path = None if is_foreign(weights) else _as_path(weights)
     variant, row = resolve(name, None if path else weights)  # type: ignore[arg-type]
     if path:
         row = _row_for_file(variant, row, path)
@@ -94,6 +96,9 @@ def create_model(
             fix="pool='avg' puts a fresh classifier on the features, num_classes=0 none",
         )
     args = {**variant.args, **_arguments(variant, drop_path=drop_path, padding=padding)}
+    preset = row is not None and row.reader == "preset"  # another library loads it
+    if preset:
+        args["trained"] = True
     create = {
         "name": variant.name,
         "num_classes": classes,
@@ -129,14 +134,14 @@ def create_model(
         outputs = _head(variant, args, maps, x, classes, pool, create["taps"], rate)
         if aux:
             outputs = _with_aux(variant, args, image, outputs, rate, classes)
-    model = keras.Model(image, outputs, name=variant.name)
+    model = keras.Model(image, outputs, name=re.sub(r"\W+", "_", variant.name))
     model.dlzoo = made
     native_groups(model)
     if activation:
         _set_activation(model, activation)
     if l1 or l2:
         _penalise(model, keras.regularizers.L1L2(l1, l2))
-    if row:
+    if row and not preset:
         file = path or locate(row, variant.name, offline=offline, progress=progress)
         load(model, variant, row, file)
     return model
@@ -213,7 +218,7 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
     ours = [layer.name for layer in weighted(model.layers)]
     if row.reader != "keras":
         tensors = checkpoints.read_torch(file)
-        _check_size(variant, [a for name, a in tensors.items() if not unread(name)], file)
+        _check_size(variant, row, [a for name, a in tensors.items() if not unread(name)], file)
         rename = _naming(variant, ours[0], tensors, file)
         flattened = _flattened(model)
 
@@ -226,7 +231,7 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
         return from_torch, row.preprocess
 
     stored = [(name, a) for name, a in checkpoints.read_keras(file) if not unread(name)]
-    _check_size(variant, [array for _, arrays in stored for array in arrays], file)
+    _check_size(variant, row, [array for _, arrays in stored for array in arrays], file)
     index = _names_in(stored)
     if "logits" in index:  # saved from a model of the zoo, whose kernels take RGB already
         return lambda layer: stored[index[layer.name]][1], replace(row.preprocess, bgr=False)
@@ -280,13 +285,16 @@ def _names_in(stored: list) -> dict[str, int]:
     return index
 
 
+_WIDEST = 8192  # no classifier takes more features
+
 _COUNTED = re.compile(r"(conv2d|batch_normalization|dense)(?:_(\d+))?")
 
 
-def _check_size(variant: Variant, arrays: list[np.ndarray], file: Path) -> None:
+def _check_size(variant: Variant, row: Weights, arrays: list[np.ndarray], file: Path) -> None:
     """Refuse a file with larger kernels than the model has parameters: a larger model's."""
     held = sum(array.size for array in arrays if array.ndim > 1)
-    if held > variant.params:
+    more = max(row.classes - variant.num_classes, 0) * _WIDEST
+    if held > variant.params + more:
         raise ModelError(
             "model.weights-mismatch",
             f"the file holds {held:,} parameters, {variant.name} has {variant.params:,}",

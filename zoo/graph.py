@@ -112,6 +112,26 @@ def cut(model: keras.Model, at: str) -> tuple[keras.Model, keras.Model]:
     return bottom, top
 
 
+def replay(model: keras.Model, outputs: dict[str, Any], x: Any) -> dict[str, Any]:
+    """Do on `x` what a model does from its input to `outputs`, as part of one flat graph.
+
+    The layers are new ones with the same weights: a layer that is used twice has no one output.
+    """
+    fresh: dict[Any, Any] = {}
+
+    def copy(operation):
+        if operation not in fresh:
+            fresh[operation] = type(operation).from_config(operation.get_config())
+        return fresh[operation]
+
+    # private; Keras 3.0 to 3.15 have it. Calling the model itself would nest it.
+    found = keras.Model(model.inputs, outputs)._run_through_graph(x, operation_fn=copy)
+    for old, new in fresh.items():
+        if isinstance(old, keras.layers.Layer):
+            new.set_weights(old.get_weights())
+    return found
+
+
 def layer_of(tensor: Any) -> str:
     """Return the name of the layer that computes a symbolic tensor."""
     return tensor._keras_history.operation.name  # private; Keras 3.0 to 3.15 have it

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import UsageError, nearest
+from .sources import find, is_foreign
 from .spec import Family, Preprocess, Variant, Weights
 
 _VARIANTS: dict[str, Variant] = {}
@@ -59,13 +60,15 @@ def resolve(name: str, tag: str | bool | None = None) -> tuple[Variant, Weights 
     """Return the variant and checkpoint that `name` means.
 
     Args:
-        name: `vgg16`, or with a checkpoint `vgg16.tv_in1k`.
+        name: `vgg16`, or with a checkpoint `vgg16.tv_in1k`; or a foreign one (sources.py).
         tag: names the checkpoint if `name` does not; True takes the variant's first.
 
     Raises:
         UsageError: `model.unknown`, `model.unknown-weights` or `model.no-weights`, with the
             nearest name.
     """
+    if is_foreign(name) or is_foreign(tag):
+        return find(name, tag, _VARIANTS)
     arch, _, in_name = str(name).partition(".")
     variant = _VARIANTS.get(arch)
     if variant is None:

