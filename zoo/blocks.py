@@ -22,6 +22,9 @@ L: Any = _Lazy("keras.layers")
 Init: Any = _Lazy("keras.initializers")
 
 
+PADDINGS = ("same", "torch")  # for the user to choose from; see `conv`
+
+
 def native_groups(model) -> None:
     """Let TensorFlow's own kernel compute the grouped convolutions of a model.
 

@@ -55,9 +55,9 @@ def find(name: str, tag: Any, known: dict[str, Variant]) -> tuple[Variant, Weigh
                 where=row.uri,
             )
         return same[0], row
-    variant = known.get(name.partition(".")[0])
-    if variant is None:
+    if name not in known:
         raise UsageError("model.unknown", f"no model is called {name!r}{nearest(name, known)}")
+    variant = known[name]
     if variant not in same:
         fix = ", ".join(v.name for v in same) or "none of the zoo"
         raise ModelError(

@@ -1,0 +1,233 @@
+"""From a checkpoint file into a model: its layers by the rules of their family, shapes checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from ..errors import ModelError
+from . import checkpoints
+from .graph import built, weighted
+from .spec import Preprocess, Variant, Weights
+
+
+def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None:
+    """Load a checkpoint file into a model, whole or not at all.
+
+    The logits are left as they are if the model has another number of classes. Tensors of
+    the file that the model has no place for are allowed only where the model was cut short.
+
+    Raises:
+        ModelError: `model.weights-mismatch`, naming the first five misfits.
+    """
+    layers = weighted(model.layers)
+    if _fresh_logits(model, variant, row):
+        layers = [layer for layer in layers if not layer.name.endswith("logits")]
+    find, rule = _finder(variant, row, file, model)
+    first = layers[0].name if layers else None
+    wanted: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
+    problems = []
+    for layer in layers:
+        shapes = [tuple(w.shape) for w in layer.weights]
+        try:
+            arrays = find(layer)
+        except KeyError as missing:
+            problems.append(f"{layer.name}: {missing.args[0]} is not in the file")
+            continue
+        if layer.name == first:
+            arrays = _fit_channels(arrays, rule, shapes[0])
+        if len(arrays) == len(shapes):
+            arrays = [_without_ones(a, shape) for a, shape in zip(arrays, shapes, strict=True)]
+        found = [a.shape for a in arrays]
+        if found == shapes:
+            if row.epsilon and isinstance(layer, keras.layers.BatchNormalization):
+                arrays[-1] = arrays[-1] + np.float32(row.epsilon - layer.epsilon)
+            wanted.append((layer, arrays))
+        else:
+            problems.append(f"{layer.name}: needs {shapes}, the file has {found}")
+    if problems:
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ModelError(
+            "model.weights-mismatch",
+            f"{len(problems)} of {len(layers)} layers of {variant.name} do not fit the file:\n  "
+            + "\n  ".join(problems[:5])
+            + more,
+            where=file,
+            fix="check that the file belongs to this model (and its number of classes)",
+        )
+    for layer, arrays in wanted:
+        layer.set_weights(arrays)
+
+
+def _without_ones(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Fit an array that differs by axes of length one: a 1x1 convolution is a dense layer."""
+    same = [n for n in array.shape if n != 1] == [n for n in shape if n != 1]
+    return array.reshape(shape) if same else array
+
+
+def _fresh_logits(model: keras.Model, variant: Variant, row: Weights) -> bool:
+    """Say whether the logits have other classes, or other features, than the checkpoint's."""
+    if "logits" not in {layer.name for layer in model.layers}:
+        return False
+    pool, taps = (built(model).create[option] for option in ("pool", "taps"))
+    pooled_anew = pool and (variant.family.head or pool != "avg")
+    return bool(model.get_layer("logits").units != row.classes or pooled_anew or taps)
+
+
+def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
+    """Return `layer -> arrays in Keras' order`, which raises KeyError(what is missing), and
+    the preprocessing that the first kernel of the file expects."""
+    family = variant.family
+    unread = re.compile(family.unread or "(?!)").search
+    ours = [layer.name for layer in weighted(model.layers)]
+    if row.reader != "keras":
+        tensors = checkpoints.read_torch(file)
+        _check_size(variant, row, [a for name, a in tensors.items() if not unread(name)], file)
+        rename = _naming(variant, ours[0], tensors, file)
+        flattened = _flattened(model)
+
+        def from_torch(layer):
+            prefix = rename(layer.name, **variant.args)
+            return checkpoints.torch_arrays(
+                type(layer).__name__, prefix, tensors, flattened=flattened.get(layer.name)
+            )
+
+        return from_torch, row.preprocess
+
+    stored = [(name, a) for name, a in checkpoints.read_keras(file) if not unread(name)]
+    _check_size(variant, row, [array for _, arrays in stored for array in arrays], file)
+    index = _names_in(stored)
+    if "logits" in index:  # saved from a model of the zoo, whose kernels take RGB already
+        return lambda layer: stored[index[layer.name]][1], replace(row.preprocess, bgr=False)
+    names = {layer: family.keras_name(layer, **variant.args) for layer in ours}
+    left = {*range(len(stored))} - {index.get(name.partition(":")[0]) for name in names.values()}
+    if "logits" in names and names["logits"] not in index and len(left) == 1:
+        index[names["logits"]] = left.pop()  # "probs", "fc1000", "Logits": its name varies
+
+    def from_keras(layer):
+        name, _, part = names[layer.name].partition(":")
+        arrays = stored[index[name]][1]
+        return [arrays[int(part)]] if part else arrays
+
+    return from_keras, row.preprocess
+
+
+def _naming(variant: Variant, layer: str, tensors: dict[str, np.ndarray], file: Path):
+    """Return the rule, torchvision's or timm's, that the file names a layer by."""
+    rules = [variant.family.torch_name, variant.family.timm_name]
+    known = [rule for rule in rules if rule]
+    for rule in known:
+        prefix = rule(layer, **variant.args)
+        if prefix in tensors or f"{prefix}.weight" in tensors:
+            return rule
+    if not known:
+        raise ModelError(
+            "model.weights-mismatch",
+            f"it is not known how a torch file names the layers of {variant.name}",
+            where=file,
+            fix="give a Keras .h5 file",
+        )
+    return known[0]
+
+
+def _names_in(stored: list) -> dict[str, int]:
+    """Map every name that a layer of a Keras file can be meant by to its place in the list.
+
+    Those are: its path with `_` for `/`; the last part of the path, if no other layer has it; and
+    for names that Keras counted up, `conv2d#3`: the third smallest number, whatever it is.
+    """
+    paths = [path for path, _ in stored]
+    shorts = [path.rpartition("/")[2] for path in paths]
+    index = {path.replace("/", "_"): i for i, path in enumerate(paths)}
+    index |= {short: i for i, short in enumerate(shorts) if shorts.count(short) == 1}
+    counted: dict[str, list[tuple[int, int]]] = {}
+    for i, short in enumerate(shorts):
+        if found := _COUNTED.fullmatch(short):
+            counted.setdefault(found[1], []).append((int(found[2] or 0), i))
+    for base, entries in counted.items():
+        index |= {f"{base}#{rank}": i for rank, (_, i) in enumerate(sorted(entries), start=1)}
+    return index
+
+
+_WIDEST = 8192  # no classifier takes more features
+
+_COUNTED = re.compile(r"(conv2d|batch_normalization|dense)(?:_(\d+))?")
+
+
+def _check_size(variant: Variant, row: Weights, arrays: list[np.ndarray], file: Path) -> None:
+    """Refuse a file with larger kernels than the model has parameters: a larger model's."""
+    held = sum(array.size for array in arrays if array.ndim > 1)
+    more = max(row.classes - variant.num_classes, 0) * _WIDEST
+    if held > variant.params + more:
+        raise ModelError(
+            "model.weights-mismatch",
+            f"the file holds {held:,} parameters, {variant.name} has {variant.params:,}",
+            where=file,
+            fix="check that the file belongs to this model",
+        )
+
+
+def _flattened(model: keras.Model) -> dict[str, tuple[int, int, int]]:
+    """Map the dense layer behind a `flatten` layer to the shape of the map it flattens."""
+    names = [layer.name for layer in model.layers]
+    if "flatten" not in names:
+        return {}
+    shape = model.get_layer("flatten").input.shape[1:]
+    behind = model.layers[names.index("flatten") + 1 :]
+    dense = next(layer for layer in behind if isinstance(layer, keras.layers.Dense))
+    return {dense.name: shape} if len(shape) == 3 else {}
+
+
+def _fit_channels(arrays, rule: Preprocess, shape):
+    """Turn a BGR kernel round, and adapt a kernel for RGB to another number of channels."""
+    kernel, *rest = arrays
+    if kernel.ndim != 4:
+        return arrays
+    if rule.bgr:
+        kernel = kernel[:, :, ::-1]
+    channels, wanted = kernel.shape[2], shape[2]
+    if channels == 3 and wanted != 3:
+        if wanted == 1:
+            # The model normalises with the mean of the channels' std: weigh each channel so
+            # that a grey image excites the kernel as its three equal channels would.
+            scale = np.mean(rule.std) / np.asarray(rule.std, kernel.dtype)
+            kernel = (kernel * scale[:, None]).sum(2, keepdims=True)
+        else:
+            kernel = kernel[:, :, np.arange(wanted) % 3] * (3 / wanted)
+    return [np.ascontiguousarray(kernel, dtype="float32"), *rest]
+
+
+def as_path(weights: object) -> Path | None:
+    """Take `weights` as a file if it looks like one, and say so if it is not there."""
+    if not isinstance(weights, (str, Path)) or not (
+        isinstance(weights, Path) or "/" in weights or weights.endswith(_FILES)
+    ):
+        return None
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ModelError("model.file-missing", "there is no such weights file", where=path)
+    return path
+
+
+_FILES = (".pth", ".pt", ".safetensors", ".h5", ".keras")
+
+
+def row_for_file(variant: Variant, row: Weights | None, path: Path) -> Weights:
+    """Take a user's file for a checkpoint of the variant that is stored in the same way."""
+    reader = "keras" if path.suffix in (".h5", ".keras") else "torch"
+    same = [w for w in variant.weights if w.reader == reader]
+    if row or same:
+        return replace(row or same[0], tag=path.name)
+    return Weights(
+        tag=path.name,
+        uri=path.as_uri() if path.is_absolute() else str(path),
+        preprocess=replace(variant.preprocess, size=variant.size),
+        reader=reader,
+        licence="unknown",
+        origin="a local file",
+        classes=variant.num_classes,
+    )
