@@ -148,8 +148,39 @@ def layer_names(variant) -> list[str]:
     return names
 
 
+def checkpoints() -> None:
+    """Write what torchvision says of the checkpoints of its CNNs, to hold our rows against."""
+    rows = {}
+    for name in torchvision.models.list_models(torchvision.models):
+        if name.startswith(("vit_", "swin_", "maxvit")):
+            continue
+        rows[name] = []
+        for entry in torchvision.models.get_model_weights(name):
+            rule, meta = entry.transforms(), entry.meta
+            scores = meta["_metrics"].get("ImageNet-1K", {})
+            rows[name].append(
+                {
+                    "url": entry.url,
+                    "params": meta["num_params"],
+                    "gmacs": meta["_ops"],
+                    "top1": scores.get("acc@1"),
+                    "top5": scores.get("acc@5"),
+                    "size": rule.crop_size[0],
+                    "resize": rule.resize_size[0],
+                    "interpolation": rule.interpolation.value,
+                    "mean": rule.mean,
+                    "std": rule.std,
+                }
+            )
+    text = json.dumps(rows, indent=0).replace("NaN", "null")
+    (GOLDEN / "torchvision.json").write_text(text + "\n", encoding="utf-8")
+    print(len(rows), "architectures,", sum(map(len, rows.values())), "checkpoints")
+
+
 def main(wanted: list[str]) -> None:
     torch.set_num_threads(2)
+    if not wanted:
+        checkpoints()
     Image.fromarray(rw.photo()).save(GOLDEN / "photo.jpg", quality=88)
     for name, variant in zoo.variants().items():
         if (variant.torchvision or variant.timm) and (not wanted or name in wanted):

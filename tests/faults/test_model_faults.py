@@ -205,23 +205,43 @@ def shape_bomb(path, canary):
         file["w"].attrs["weight_names"] = ["kernel"]
 
 
+def vast_tensor(path, canary):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 20] * 3, "data_offsets": [0, 4]}})
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(4))
+
+
+def lambda_archive(path, canary):
+    """An archive of Keras whose model would run code, with weights as a path elsewhere."""
+    code = {"class_name": "Lambda", "config": {"function": f"open({str(canary)!r}, 'w')"}}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(code))
+        archive.writestr("../model.weights.h5", b"")
+
+
 @pytest.mark.parametrize(
-    ("read", "make"),
+    ("file", "make", "id"),
     [
-        (checkpoints.read_torch, hostile_zip),
-        (checkpoints.read_torch, hostile_legacy),
-        (checkpoints.read_torch, escaping_names),
-        (checkpoints.read_keras, escaping_names),
-        (checkpoints.read_keras, external_link),
-        (checkpoints.read_keras, shape_bomb),
+        ("zip.pth", hostile_zip, "unsafe-file"),
+        ("legacy.pth", hostile_legacy, "unsafe-file"),
+        ("legacy.pt", hostile_legacy, "unsafe-file"),
+        ("escaping.pth", escaping_names, "unsafe-file"),
+        ("escaping.keras", escaping_names, "unsafe-file"),
+        ("lambda.keras", lambda_archive, "unsafe-file"),
+        ("link.h5", external_link, "unsafe-file"),
+        ("bomb.h5", shape_bomb, "unsafe-file"),
+        ("bomb.weights.h5", shape_bomb, "unsafe-file"),
+        ("pickle.safetensors", hostile_legacy, "corrupt-file"),
+        ("vast.safetensors", vast_tensor, "corrupt-file"),
     ],
 )
-def test_fault_23_a_hostile_file_is_refused_and_runs_nothing(tmp_path, read, make):
-    canary, path = tmp_path / "canary", tmp_path / "weights"
+def test_fault_23_a_hostile_file_is_refused_and_runs_nothing(tmp_path, file, make, id):
+    from dlzoo import zoo
+
+    canary, path = tmp_path / "canary", tmp_path / file
     make(path, canary)
     with pytest.raises(ModelError) as caught:
-        read(path)
-    assert (caught.value.id, caught.value.exit_code) == ("model.unsafe-file", 4)
+        zoo.create_model("resnet50", weights=path, input_shape=32)
+    assert (caught.value.id, caught.value.exit_code) == (f"model.{id}", 4)
     assert not canary.exists()
 
 

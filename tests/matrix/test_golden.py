@@ -6,60 +6,19 @@ shapes (tests/golden/random_weights.py) and go through a real file and the publi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from dlzoo import zoo
-from dlzoo.data.decode import decode
 from dlzoo.data.pipeline import load_image
 from dlzoo.zoo import graph
+from equality import GOLDEN, TOLERANCE, images, off_by, read, to_golden
 from golden import random_weights as rw
 from rows import SMALLEST, rows
 from safetensors.numpy import save_file
 
-GOLDEN = Path(rw.__file__).parent
-TOLERANCE = 1e-4  # on logits of a standard deviation of 1
 CONVERTED = [v for v in zoo.variants() if (GOLDEN / f"{v}.npz").exists()]
-
-
-def images(size: str) -> np.ndarray:
-    """Return the noise and the photo, raw RGB `(2, height, width, 3)`."""
-    height, width = map(int, size.split("x"))
-    photo = decode(GOLDEN / "photo.jpg")[:height, :width]
-    return np.stack([rw.noise(height, width), photo.astype("float32")])
-
-
-def read(name: str) -> tuple[dict, dict]:
-    """Return the tensor shapes by name, and `{size: (logits, moments)}`."""
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        shapes = json.loads(file["tensors"].tobytes()) if "tensors" in file else []
-        sizes = [key.removeprefix("logits_") for key in file if key.startswith("logits_")]
-        expected = {size: (file[f"logits_{size}"], file[f"moments_{size}"]) for size in sizes}
-    return {tensor: tuple(shape) for tensor, shape in shapes}, expected
-
-
-def off_by(logits: np.ndarray, expected: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the largest difference to a golden entry, in standard deviations of its logits."""
-    kept, moments = expected
-    ours = np.stack([logits.mean(1), logits.std(1)], 1)
-    far = max(np.abs(logits[:, : kept.shape[1]] - kept).max(), np.abs(ours - moments).max())
-    return float(far / moments[:, 1].mean())
-
-
-@pytest.fixture
-def weights_file(tmp_path):
-    """Give `write(shapes) -> path`; the file, of up to 600 MB, goes when the test is done."""
-    path = tmp_path / "random.safetensors"
-
-    def write(shapes):
-        save_file(rw.state_dict(shapes), path)
-        return path
-
-    yield write
-    path.unlink(missing_ok=True)
 
 
 def cases() -> Iterator[str]:
@@ -76,15 +35,11 @@ DEFAULT |= {"vgg11 96x160", "resnet50_v1_5 all"}
 
 
 @pytest.mark.parametrize("case", rows(cases(), DEFAULT))
-def test_same_outputs_as_the_reference(case, weights_file):
+def test_same_outputs_as_the_reference(case, tmp_path):
     name, size = case.split()
-    shapes, expected = read(name)
-    shape = (None, None) if size == "all" else tuple(map(int, size.split("x")))
-    model = zoo.create_model(name, weights=weights_file(shapes), input_shape=shape)
-    for at in expected if size == "all" else [size]:
-        off = off_by(np.asarray(model(images(at), training=False)), expected[at])
-        print(f"{name} at {at}: off by {off:.1e}")
-        assert off <= TOLERANCE, at
+    off = to_golden(name, tmp_path, None if size == "all" else size)
+    print(f"{name} at {size}: off by {off:.1e}")
+    assert off <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -112,7 +67,7 @@ def test_12_from_the_photograph_to_the_logits():
     assert off < 0.1
 
 
-def test_11_a_grey_image_is_a_colour_image_of_equal_channels(weights_file):
+def test_11_a_grey_image_is_a_colour_image_of_equal_channels(tmp_path):
     x = images("64x64")[..., :1]
     name = "efficientnet_lite0.tf_in1k"  # its channels are normalised alike: no difference
     options = {"input_shape": 64}
@@ -120,7 +75,8 @@ def test_11_a_grey_image_is_a_colour_image_of_equal_channels(weights_file):
     off = np.abs(grey(x, training=False) - colour(np.repeat(x, 3, -1), training=False)).max()
     assert off <= TOLERANCE
 
-    options["weights"] = weights_file(read("resnet18")[0])  # normalised by channel: nearly none
+    save_file(rw.state_dict(read("resnet18")[0]), tmp_path / "x.safetensors")
+    options["weights"] = tmp_path / "x.safetensors"  # normalised by channel: nearly none
     colour, grey = (zoo.create_model("resnet18", in_chans=n, **options) for n in (3, 1))
     kernels = [m.get_layer("conv1_conv").kernel.numpy() for m in (colour, grey)]
     std = np.array((58.395, 57.12, 57.375))
