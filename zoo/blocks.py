@@ -47,7 +47,7 @@ def native_groups(model) -> None:
 def conv(
     x,
     filters: int,
-    kernel: int,
+    kernel: int | tuple[int, int],
     strides: int = 1,
     *,
     name: str,
@@ -125,11 +125,17 @@ def drop_path(x, rate: float, *, name: str):
     return L.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x) if rate else x
 
 
-def pad(x, kernel: int, strides: int, name: str):
+def pad(x, kernel: Any, strides: int, name: str):
     """Pad symmetrically where TensorFlow's "same" would not; return `(x, padding left)`."""
     if strides == 1 or kernel == 1:
         return x, "same"
     return L.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
+
+
+def max_pool_ceil(x, size: int, *, name: str):
+    """Pool by two, after a ReLU, as torch's `ceil_mode` does: the last window may reach out."""
+    x = L.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)
+    return L.MaxPooling2D(size, 2, name=name)(x)
 
 
 def average_to(x, size: int, *, name: str):
@@ -141,9 +147,11 @@ def average_to(x, size: int, *, name: str):
     return x
 
 
-def norm_act(x, activation: str | None, *, name: str, epsilon: float = 1e-5, momentum=0.9):
+def norm_act(
+    x, activation: str | None, *, name: str, epsilon: float = 1e-5, momentum=0.9, scale: bool = True
+):
     """Normalise over the batch, then activate: layers `NAME_bn` and `NAME_act`."""
-    x = L.BatchNormalization(epsilon=epsilon, momentum=momentum, name=f"{name}_bn")(x)
+    x = L.BatchNormalization(epsilon=epsilon, momentum=momentum, scale=scale, name=f"{name}_bn")(x)
     return L.Activation(activation, name=f"{name}_act")(x) if activation else x
 
 

@@ -86,6 +86,9 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
     ours = [layer.name for layer in weighted(model.layers)]
     if row.reader != "keras":
         tensors = checkpoints.read_torch(file)
+        if family.torch_rename:
+            old, new = family.torch_rename
+            tensors = {re.sub(old, new, name): tensor for name, tensor in tensors.items()}
         _check_size(variant, row, [a for name, a in tensors.items() if not unread(name)], file)
         rename = _naming(variant, ours[0], tensors, file)
         flattened = _flattened(model)
@@ -101,7 +104,9 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
     stored = [(name, a) for name, a in checkpoints.read_keras(file) if not unread(name)]
     _check_size(variant, row, [array for _, arrays in stored for array in arrays], file)
     index = _names_in(stored)
-    if "logits" in index:  # saved from a model of the zoo, whose kernels take RGB already
+    if "logits" in index and index.keys() >= {
+        *ours
+    }:  # saved from a model of the zoo, whose kernels take RGB already
         return lambda layer: stored[index[layer.name]][1], replace(row.preprocess, bgr=False)
     names = {layer: family.keras_name(layer, **variant.args) for layer in ours}
     left = {*range(len(stored))} - {index.get(name.partition(":")[0]) for name in names.values()}

@@ -204,7 +204,7 @@ def torchvision(
 
 def keras_applications(
     path: str,
-    md5: str | None,
+    digest: str | None,
     top1: float | None,
     top5: float | None,
     *,
@@ -219,14 +219,15 @@ def keras_applications(
     """Return the row of a keras.applications file with its classification head.
 
     Args:
-        path: below `host`. md5: as the installed Keras has it.
+        path: below `host`. digest: the MD5 or SHA-256 that Keras has of the file, if any.
         top1, top5: accuracy in percent. rule: holds mean, std and channel order.
         size: of the image in pixels.
     """
     return Weights(
         tag=tag,
         uri=f"{host}/{path}",
-        md5=md5,
+        md5=digest if digest and len(digest) == 32 else None,
+        sha256=digest if digest and len(digest) == 64 else None,
         preprocess=rule.resized(size),
         reader="keras",
         licence=licence,

@@ -100,6 +100,7 @@ class Family:
     aux: Callable[..., dict[str, Any]] | None = None
     dropout: float = 0.0
     torch_name: Callable[..., str] | None = None
+    torch_rename: tuple[str, str] | None = None
     timm_name: Callable[..., str] | None = None
     keras_name: Callable[..., str] = field(default=lambda layer, **_: layer)
     unread: str | None = None

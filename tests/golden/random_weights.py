@@ -14,7 +14,10 @@ import zlib
 import numpy as np
 
 # Without this the sum over a hundred residual branches would grow beyond all bounds.
-_RESIDUAL_END = re.compile(r"layer\d\.\d+\.bn[23]\.weight|_block\d+_[23]_bn/gamma")
+_RESIDUAL_END = re.compile(
+    r"layer\d\.\d+\.bn[23]\.weight|_block\d+_[23]_bn/gamma"  # ResNet
+    r"|features\.\d+(\.\d+)?\.block\.[23]\.1\.weight|_project_(bn|BN)/gamma"  # MobileNetV3, EfficientNet
+)
 
 
 def uniform(name: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
