@@ -85,8 +85,8 @@ def write(name: str, logits: dict[str, np.ndarray], tensors: list | None = None)
     arrays = {}
     for size, values in logits.items():
         spread = float(values.std(1).mean())
-        print(f"{name:28s} {size:10s} mean {values.mean():8.4f}  spread {spread:8.4f}", flush=True)
-        assert np.isfinite(values).all() and spread > 1e-3, "no test could see a difference"
+        apart = np.abs(values[0] - values[-1]).max() / spread
+        print(f"{name:28s} {size:10s} spread {spread:10.4f}  images apart {apart:8.4f}", flush=True)
         arrays[f"logits_{size}"] = values[:, :KEPT]
         arrays[f"moments_{size}"] = np.stack([values.mean(1), values.std(1)], 1)
     if tensors:

@@ -120,7 +120,7 @@ def layer_scale(x, initial: float, *, name: str):
     return L.DepthwiseConv2D(1, use_bias=False, depthwise_initializer=start, name=name)(x)
 
 
-def drop_path(x, rate: float, *, name: str):
+def drop_branch(x, rate: float, *, name: str):
     """Drop the whole branch of an image at random while training (arXiv:1603.09382)."""
     return L.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x) if rate else x
 
@@ -192,11 +192,11 @@ def inverted_residual(
     x = conv(x, channels, 1, name=f"{name}_project_conv")
     x = norm_act(x, None, epsilon=epsilon, name=f"{name}_project")
     if strides == 1 and inputs.shape[-1] == channels:
-        x = L.Add(name=f"{name}_add")([inputs, drop_path(x, drop, name=f"{name}_drop")])
+        x = L.Add(name=f"{name}_add")([inputs, drop_branch(x, drop, name=f"{name}_drop")])
     return x
 
 
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """Round a channel count to a multiple of `divisor`, never by more than 10 % downwards."""
+def make_divisible(value: float, divisor: int = 8, least: float = 0.9) -> int:
+    """Round a channel count to a multiple of `divisor`, and not below `least` of what it was."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
+    return rounded + divisor if rounded < least * value else rounded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -142,13 +143,17 @@ def _naming(variant: Variant, layer: str, tensors: dict[str, np.ndarray], file: 
 def _names_in(stored: list) -> dict[str, int]:
     """Map every name that a layer of a Keras file can be meant by to its place in the list.
 
-    Those are: its path with `_` for `/`; the last part of the path, if no other layer has it; and
-    for names that Keras counted up, `conv2d#3`: the third smallest number, whatever it is.
+    Those are: its path with `_` for `/`; the last part of the path, if no other layer has it, also
+    without the model's name where all layers begin with it (`convnext_tiny_`); and for names that
+    Keras counted up, `conv2d#3`: the third smallest number, whatever it is.
     """
     paths = [path for path, _ in stored]
     shorts = [path.rpartition("/")[2] for path in paths]
     index = {path.replace("/", "_"): i for i, path in enumerate(paths)}
     index |= {short: i for i, short in enumerate(shorts) if shorts.count(short) == 1}
+    shared = os.path.commonprefix(shorts)  # noqa: RUF071, of letters is meant
+    shared = shared[: shared.rfind("_") + 1]
+    index |= {short.removeprefix(shared): i for i, short in enumerate(shorts) if shared}
     counted: dict[str, list[tuple[int, int]]] = {}
     for i, short in enumerate(shorts):
         if found := _COUNTED.fullmatch(short):

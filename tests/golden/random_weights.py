@@ -13,11 +13,21 @@ import zlib
 
 import numpy as np
 
-# Without this the sum over a hundred residual branches would grow beyond all bounds.
-_RESIDUAL_END = re.compile(
-    r"layer\d\.\d+\.bn[23]\.weight|_block\d+_[23]_bn/gamma"  # ResNet
-    r"|features\.\d+(\.\d+)?\.block\.[23]\.1\.weight|_project_(bn|BN)/gamma"  # MobileNetV3, EfficientNet
-)
+# Without this the sum over a hundred residual branches would grow beyond all bounds: the last norm
+# of a branch is made small. In MobileNets the name does not say whether a block has a shortcut;
+# made too small without one, the image would leave no trace.
+_BRANCH_END = {
+    re.compile(
+        r"layer\d\.\d+\.bn[23]\.weight|_block\d+_[23]_bn/gamma"  # ResNet
+        r"|trunk_output.*\.f\.c\.1\.weight|s\d\.b\d+\.conv3\.bn\.weight"  # RegNet
+        r"|block\d[b-z]+_project_bn/gamma|blocks\.\d+\.[1-9]\d*\.bn[23]\.weight"  # EfficientNet
+        r"|features\.\d+\.[1-9]\d*\.block\.[13]\.1\.weight"
+    ): 0.25,
+    re.compile(
+        r"features\.\d+\.block\.[23]\.1\.weight|features\.\d+\.conv\.3\.weight"
+        r"|expanded_conv_\d+_project_bn/gamma|block_\d+_project_(BN|bn)/gamma"
+    ): 0.5,
+}
 
 
 def uniform(name: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
@@ -39,7 +49,7 @@ def kernel(name: str, shape: tuple[int, ...], fan_in: int) -> np.ndarray:
 def norm(name: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return gamma, beta, mean or variance of a batch normalisation; the variance is positive."""
     if part == "gamma":
-        scale = 0.25 if _RESIDUAL_END.search(name) else 1.0
+        scale = next((small for end, small in _BRANCH_END.items() if end.search(name)), 1.0)
         return uniform(name, shape, 0.6 * scale, 1.4 * scale)
     ranges = {"beta": (-0.3, 0.3), "mean": (-0.3, 0.3), "variance": (0.5, 1.5)}
     return uniform(name, shape, *ranges[part])

@@ -1,42 +1,13 @@
 """EfficientNet-Lite: EfficientNet without squeeze-and-excitation and with ReLU6, for phones."""
 
-from math import ceil
-
-from ..blocks import conv, inverted_residual, make_divisible, norm_act
 from ..registry import family
 from ..spec import Preprocess, Weights
+from .efficientnet import STAGES, body, repeats, split, timm_name
 
-# (repeats, channels, kernel, stride, expansion) of each stage at width and depth 1
-STAGES = (
-    (1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6),
-    (3, 112, 5, 1, 6), (4, 192, 5, 2, 6), (1, 320, 3, 1, 6),
-)  # fmt: skip
-EPS = 1e-3
 RULE = Preprocess((127.0,) * 3, (128.0,) * 3, interpolation="bicubic")
 
 
-def repeats(depth):
-    """Return how often each stage's block is repeated; the first and last stage stay as is."""
-    return [r if i in (0, 6) else ceil(r * depth) for i, (r, *_) in enumerate(STAGES)]
-
-
-def body(x, width, depth):
-    x = norm_act(conv(x, 32, 3, 2, name="stem_conv"), "relu6", epsilon=EPS, name="stem")
-    taps, level = {}, 1
-    for i, (n, (_, channels, kernel, stride, expansion)) in enumerate(
-        zip(repeats(depth), STAGES, strict=True), start=1
-    ):
-        level += stride - 1
-        for j in range(n):
-            name = f"block{i}{chr(ord('a') + j)}"
-            wide, step = make_divisible(channels * width), 1 if j else stride
-            x = inverted_residual(x, wide, kernel, step, expansion, name=name, epsilon=EPS)
-        taps[f"C{level}"] = x
-    x = norm_act(conv(x, 1280, 1, name="top_conv"), "relu6", epsilon=EPS, name="top")
-    return taps | {"C5": x}
-
-
-def torch_name(layer, width, depth):
+def torch_name(layer, depth, **_):
     """The pip packages number the blocks through and name each norm after its place in one."""
     fixed = {
         "stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1",
@@ -48,30 +19,8 @@ def torch_name(layer, width, depth):
     }  # fmt: skip
     if layer in fixed:
         return fixed[layer]
-    stage, block = int(layer[5]), ord(layer[6]) - ord("a")
-    return f"_blocks.{sum(repeats(depth)[: stage - 1]) + block}.{parts[layer[8:]]}"
-
-
-def timm_name(layer, **_):
-    fixed = {
-        "stem_conv": "conv_stem", "stem_bn": "bn1", "top_conv": "conv_head", "top_bn": "bn2",
-        "logits": "classifier",
-    }  # fmt: skip
-    parts = {
-        "expand_conv": "conv_pw", "expand_bn": "bn1", "dw_conv": "conv_dw", "dw_bn": "bn2",
-        "project_conv": "conv_pwl", "project_bn": "bn3",
-    }  # fmt: skip
-    if layer in fixed:
-        return fixed[layer]
-    stage, block = int(layer[5]) - 1, ord(layer[6]) - ord("a")
-    if stage == 0:  # the only stage that does not widen first
-        parts = {
-            "dw_conv": "conv_dw",
-            "dw_bn": "bn1",
-            "project_conv": "conv_pw",
-            "project_bn": "bn2",
-        }
-    return f"blocks.{stage}.{block}.{parts[layer[8:]]}"
+    stage, block, part = split(layer)
+    return f"_blocks.{sum(repeats(STAGES, depth, lite=True)[:stage]) + block}.{parts[part]}"
 
 
 def pip(n, size, sha256, top1):
@@ -98,12 +47,13 @@ add = family(
     torch_name=torch_name,
     timm_name=timm_name,
 )
+LITE = {"lite": True, "drop_path": 0.0}
 # fmt: off
-add("efficientnet_lite0", preprocess=RULE, width=1.0, depth=1.0, size=224, params=4_652_008, gmacs=0.385, taps=(16, 24, 40, 112, 1280), timm="tf_efficientnet_lite0",
+add("efficientnet_lite0", preprocess=RULE, **LITE, width=1.0, depth=1.0, size=224, params=4_652_008, gmacs=0.385, taps=(16, 24, 40, 112, 1280), timm="tf_efficientnet_lite0",
     weights=[pip(0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 75.1)])
-add("efficientnet_lite1", preprocess=RULE, width=1.0, depth=1.1, size=240, params=5_416_680, gmacs=0.600, taps=(16, 24, 40, 112, 1280), timm="tf_efficientnet_lite1",
+add("efficientnet_lite1", preprocess=RULE, **LITE, width=1.0, depth=1.1, size=240, params=5_416_680, gmacs=0.6, taps=(16, 24, 40, 112, 1280), timm="tf_efficientnet_lite1",
     weights=[pip(1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 76.7)])
-add("efficientnet_lite2", preprocess=RULE, width=1.1, depth=1.2, size=260, params=6_092_072, gmacs=0.860, taps=(16, 24, 48, 120, 1280), timm="tf_efficientnet_lite2",
+add("efficientnet_lite2", preprocess=RULE, **LITE, width=1.1, depth=1.2, size=260, params=6_092_072, gmacs=0.86, taps=(16, 24, 48, 120, 1280), timm="tf_efficientnet_lite2",
     weights=[pip(2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 77.6)])
-add("efficientnet_lite3", preprocess=RULE, width=1.2, depth=1.4, size=280, params=8_197_096, gmacs=1.383, taps=(24, 32, 48, 136, 1280), timm="tf_efficientnet_lite3")
-add("efficientnet_lite4", preprocess=RULE, width=1.4, depth=1.8, size=300, params=13_006_568, gmacs=2.553, taps=(24, 32, 56, 160, 1280), timm="tf_efficientnet_lite4")
+add("efficientnet_lite3", preprocess=RULE, **LITE, width=1.2, depth=1.4, size=280, params=8_197_096, gmacs=1.383, taps=(24, 32, 48, 136, 1280), timm="tf_efficientnet_lite3")
+add("efficientnet_lite4", preprocess=RULE, **LITE, width=1.4, depth=1.8, size=300, params=13_006_568, gmacs=2.553, taps=(24, 32, 56, 160, 1280), timm="tf_efficientnet_lite4")
