@@ -31,7 +31,7 @@ def repeats(stages, depth, lite=False):
 
 
 def body(
-    x, width, depth, stages=STAGES, stem=32, padding="same", epsilon=1e-3, drop_path=0.2, lite=False,
+    x, width, depth, stages=STAGES, stem=32, padding="same", epsilon=1e-3, drop_path=0.2, lite=False, least=0.9
 ):  # fmt: skip
     """Build the stages.
 

@@ -44,7 +44,7 @@ add("efficientnet_v2_b1", stages=B, least=0, width=1.0, depth=1.1, size=240, par
     google("b1", 240, "069f0534ff22adf035c89e2d9547a9dc", 79.8, 95.0)])
 add("efficientnet_v2_b2", stages=B, least=0, width=1.1, depth=1.2, size=260, params=10_096_086, gmacs=1.698, taps=(16, 32, 56, 120, 1408), keras="EfficientNetV2B2", timm="tf_efficientnetv2_b2", weights=[
     google("b2", 260, "424e49f28180edbde1e94797771950a7", 80.5, 95.1)])
-add("efficientnet_v2_b3", stages=B, least=0, width=1.2, depth=1.4, size=300, params=14_377_062, gmacs=3.213, taps=(16, 40, 56, 136, 1536), keras="EfficientNetV2B3", timm="tf_efficientnetv2_b3", weights=[
+add("efficientnet_v2_b3", stages=B, least=0, width=1.2, depth=1.4, size=300, params=14_358_406, gmacs=3.011, taps=(16, 40, 56, 136, 1536), keras="EfficientNetV2B3", timm="tf_efficientnetv2_b3", weights=[
     google("b3", 300, "1f1fc43bd98a6e4fd8fdfd551e02c7a0", 82.0, 95.8)])
 ONE = {"width": 1.0, "depth": 1.0}
 add("efficientnet_v2_s", stages=S, **ONE, stem=24, size=384, params=21_458_488, gmacs=8.366, taps=(24, 48, 64, 160, 1280), keras="EfficientNetV2S", timm="tf_efficientnetv2_s", weights=[
