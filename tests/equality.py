@@ -14,7 +14,9 @@ from keras_writer import reference, write
 from safetensors.numpy import save_file
 
 GOLDEN = Path(rw.__file__).parent
-TOLERANCE = 1e-4  # of the standard deviation of the logits
+# Of the standard deviation of the logits. Most are below 1e-5; with 80 blocks of random numbers
+# (EfficientNetV2-L) rounding alone grows to 3e-4. A wrong pad or epsilon makes 1e-2 and more.
+TOLERANCE = 5e-4
 # Their heads are built for one size of the image.
 FIXED = {"vgg16": 224, "vgg19": 224}
 
@@ -47,7 +49,7 @@ def check_sight(logits: np.ndarray) -> None:
     """Fail if the answers to the two images are too alike for an error to be seen in them."""
     assert np.isfinite(logits).all()
     apart = np.abs(logits[0] - logits[1]).max() / logits.std()
-    assert apart > 0.05, f"the two images differ by {apart:.1e} of the spread only"
+    assert apart > 0.02, f"the two images differ by {apart:.1e} of the spread only"
 
 
 def to_golden(name: str, folder: Path, only: str | None = None) -> float:

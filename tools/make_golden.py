@@ -138,10 +138,10 @@ def real_lite(n: int) -> None:
 
 def layer_names(variant) -> list[str]:
     """Return our names of the layers with weights, which the family's rules translate."""
-    from dlzoo.zoo.families.efficientnet_lite import repeats
+    from dlzoo.zoo.families.efficientnet import STAGES, repeats
 
     names = ["stem_conv", "stem_bn", "top_conv", "top_bn", "logits"]
-    for stage, count in enumerate(repeats(variant.args["depth"]), start=1):
+    for stage, count in enumerate(repeats(STAGES, variant.args["depth"], lite=True), start=1):
         for block in range(count):
             parts = ("dw", "project") if stage == 1 else ("expand", "dw", "project")
             name = f"block{stage}{chr(ord('a') + block)}"

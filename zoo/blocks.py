@@ -20,6 +20,7 @@ class _Lazy:
 
 L: Any = _Lazy("keras.layers")
 Init: Any = _Lazy("keras.initializers")
+Ops: Any = _Lazy("keras.ops")
 
 
 PADDINGS = ("same", "torch")  # for the user to choose from; see `conv`

@@ -224,6 +224,8 @@ def _head(variant: Variant, args, maps, x, classes, pool, taps, rate):
         raise UsageError(
             "model.taps", "taps= joins pooled maps, so it needs pool=", fix="pool='avg'"
         )
+    if variant.family.classifier and pool is None and classes:
+        return variant.family.classifier(maps, rate, classes, **args)
     papers_own = variant.family.head if pool is None else None
     if papers_own and not (maps and classes == 0):
         if None in x.shape[1:3]:

@@ -75,7 +75,8 @@ def _fresh_logits(model: keras.Model, variant: Variant, row: Weights) -> bool:
     if "logits" not in {layer.name for layer in model.layers}:
         return False
     pool, taps = (built(model).create[option] for option in ("pool", "taps"))
-    pooled_anew = pool and (variant.family.head or pool != "avg")
+    own = variant.family.head or variant.family.classifier
+    pooled_anew = pool and (own or pool != "avg")
     return bool(model.get_layer("logits").units != row.classes or pooled_anew or taps)
 
 

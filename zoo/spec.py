@@ -83,6 +83,8 @@ class Family:
             `{"C1": tensor, ..., "C5": tensor}`, by growing stride.
         head: `head(taps, dropout, **args) -> features`: the paper's layers between the taps
             and the last dropout and logits. None: global average pooling of the last tap.
+        classifier: `classifier(taps, dropout, classes, **args) -> logits`: where these are not a
+            dense layer on features; its layer with weights is called `logits`.
         aux: `aux(layers, dropout, classes, **args) -> {"aux1": logits, ...}`: the paper's
             auxiliary classifiers; `layers` gives a layer's output by its name.
         dropout: rate before the logits in the paper's training, unless a variant says another.
@@ -97,6 +99,7 @@ class Family:
     paper: str
     year: int
     head: Callable[..., Any] | None = None
+    classifier: Callable[..., Any] | None = None
     aux: Callable[..., dict[str, Any]] | None = None
     dropout: float = 0.0
     torch_name: Callable[..., str] | None = None

@@ -26,7 +26,7 @@ _BRANCH_END = {
     re.compile(
         r"features\.\d+\.block\.[23]\.1\.weight|features\.\d+\.conv\.3\.weight"
         r"|expanded_conv_\d+_project_bn/gamma|block_\d+_project_(BN|bn)/gamma"
-    ): 0.5,
+    ): 0.7,
 }
 
 
