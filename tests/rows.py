@@ -14,6 +14,11 @@ SMALLEST = {
 }
 
 
+# For rows that take seconds a model: those that together have every kind of layer and of head.
+VARIED = {"mlp", "lenet5", "resnet18", "regnet_y_200mf", "mobilenet_v3_small_075"}
+VARIED |= {"shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny", "efficientnet_lite0"}
+
+
 def rows(names: Iterable[str], default: Collection[str] = SMALLEST) -> list:
     """Return the names as pytest parameters, those not in `default` marked `full`."""
     return [pytest.param(n, marks=[] if n in default else [pytest.mark.full]) for n in names]

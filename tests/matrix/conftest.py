@@ -40,7 +40,8 @@ def build(name):
     def build(light=False, whole=False, **options):
         variant = VARIANTS[name]
         if not whole:
-            options = {"num_classes": 7, "input_shape": size_of(name)} | options
+            # without drop path: a dropped branch has no gradient
+            options = {"num_classes": 7, "input_shape": size_of(name), "drop_path": 0} | options
         if light and variant.params > 1e8:
             options["pool"] = "avg"
         return _build(name, tuple(options.items()))

@@ -15,12 +15,13 @@ from dlzoo import zoo
 from dlzoo.errors import UsageError
 from dlzoo.zoo import graph
 from golden import random_weights as rw
-from rows import SMALLEST, rows
+from rows import VARIED, rows
 
 VARIANTS = zoo.variants()
 LAYER_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 SPDX = {"Apache-2.0", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-NC-4.0", "MIT"}
 
+varied = pytest.mark.parametrize("name", rows(zoo.list_models(), VARIED), indirect=True)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -156,6 +157,7 @@ def test_06_groups_partition_the_layers_in_order(name, build):
     assert model.get_layer("logits") in groups["head"]
 
 
+@varied
 def test_07_freezing(restored, images):
     model = restored
     groups = list(graph.groups(model).values())
@@ -176,6 +178,7 @@ def test_07_freezing(restored, images):
         assert moved == set(free_variables), f"the first {k} groups frozen"
 
 
+@varied
 def test_08_keras_file_keeps_outputs_and_frozen_layers(restored, images, tmp_path):
     model = restored
     first = next(iter(graph.groups(model).values()))
@@ -192,10 +195,7 @@ def test_08_keras_file_keeps_outputs_and_frozen_layers(restored, images, tmp_pat
     (tmp_path / "model.keras").unlink()
 
 
-# MobileNetV2's graph takes long to write and is made of the very blocks of EfficientNet-Lite's.
-@pytest.mark.parametrize(
-    "name", rows(zoo.list_models(), SMALLEST - {"mobilenet_v2"}), indirect=True
-)
+@varied
 def test_08_saved_model_answers_the_same(build, images, tmp_path):
     model = build(light=True)
     model.export(tmp_path / "saved", verbose=False)
@@ -209,6 +209,7 @@ def test_09_layer_names_stay(build):
     assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
 
 
+@varied
 def test_10_mixed_precision(build, images):
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -128,5 +128,5 @@ add("convnext_base", depths=(3, 3, 27, 3), widths=(128, 256, 512, 1024), drop_pa
     facebook("base", "52cbb006d3dadd03f6e095a8ca1aca47aecdd75acb4bc74bce1f5c695d0086e6", 85.3), TV("convnext_base-6075fbad.pth", 84.062, 96.870, resize=232)])
 add("convnext_large", depths=(3, 3, 27, 3), widths=(192, 384, 768, 1536), drop_path=0.5, params=197_767_336, gmacs=34.361, taps={"C2": 192, "C3": 384, "C4": 768, "C5": 1536}, keras="ConvNeXtLarge", torchvision="convnext_large", timm="convnext_large", weights=[
     facebook("large", "070c5ed9ed289581e477741d3b34beffa920db8cf590899d6d2c67fba2a198a6", 86.3), TV("convnext_large-ea097f82.pth", 84.414, 96.976, resize=232)])
-add("convnext_xlarge", depths=(3, 3, 27, 3), widths=(256, 512, 1024, 2048), drop_path=0.5, params=350_196_968, gmacs=60.9, taps={"C2": 256, "C3": 512, "C4": 1024, "C5": 2048}, keras="ConvNeXtXLarge", timm="convnext_xlarge", weights=[
+add("convnext_xlarge", depths=(3, 3, 27, 3), widths=(256, 512, 1024, 2048), drop_path=0.5, params=350_196_968, gmacs=60.921, taps={"C2": 256, "C3": 512, "C4": 1024, "C5": 2048}, keras="ConvNeXtXLarge", timm="convnext_xlarge", weights=[
     facebook("xlarge", "c1f5ccab661354fc3a79a10fa99af82f0fbf10ec65cb894a3ae0815f17a889ee", 86.7)])

@@ -8,11 +8,12 @@ from ..blocks import L, conv, make_divisible, norm_act, squeeze_excite
 from ..registry import family, torchvision
 
 
-def stages(depth, start, slope, steps, group, **_):
+def stages(depth, start, slope, steps, group, least):
     """Return (width, number of blocks, width of a group) of each stage.
 
     The widths of the blocks, `start + slope * i`, are rounded to powers of `steps`, then to
-    multiples of 8, then so that groups of `group` channels fill them (section 3.3 of the paper).
+    multiples of 8, then so that groups of `group` channels fill them (section 3.3 of the paper);
+    torchvision does not let that take away more than a tenth (`least`), the paper does.
     """
     line = start + slope * np.arange(depth)
     powers = np.round(np.log(line / start) / np.log(steps))
@@ -21,7 +22,7 @@ def stages(depth, start, slope, steps, group, **_):
     found = []
     for width, count in zip(widths.tolist(), counts.tolist(), strict=True):
         inside = min(group, width)
-        found.append((make_divisible(width, inside), count, inside))
+        found.append((make_divisible(width, inside, least), count, inside))
     return found
 
 
@@ -82,8 +83,15 @@ add = family(
 def row(gate):
     """Return a function that adds one variant: name and the five numbers of its line."""
 
-    def one(name, depth, start, slope, steps, group, **more):
-        line = {"depth": depth, "start": start, "slope": slope, "steps": steps, "group": group}
+    def one(name, depth, start, slope, steps, group, least=0.9, **more):
+        line = {
+            "depth": depth,
+            "start": start,
+            "slope": slope,
+            "steps": steps,
+            "group": group,
+            "least": least,
+        }
         return add(name, gate=gate, **line, taps=(32, *(w for w, *_ in stages(**line))), **more)
 
     return one
@@ -116,7 +124,7 @@ X("regnet_x_1_6gf", 18, 80, 34.01, 2.25, 24, params=9_190_136, gmacs=1.603, timm
     tv2("regnet_x_1_6gf-a12f2b72.pth", 79.668, 94.922), TV("regnet_x_1_6gf-e3633e7f.pth", 77.04, 93.44)])
 X("regnet_x_3_2gf", 25, 88, 26.31, 2.25, 48, params=15_296_552, gmacs=3.177, timm="regnetx_032", torchvision="regnet_x_3_2gf", weights=[
     tv2("regnet_x_3_2gf-7071aa85.pth", 81.196, 95.43), TV("regnet_x_3_2gf-f342aeae.pth", 78.364, 93.992)])
-X("regnet_x_4gf", 23, 96, 38.65, 2.43, 40, params=22_118_248, gmacs=3.964, timm="regnetx_040")
+X("regnet_x_4gf", 23, 96, 38.65, 2.43, 40, params=22_118_248, gmacs=3.964, least=0, timm="regnetx_040")
 X("regnet_x_6_4gf", 17, 184, 60.83, 2.07, 56, params=26_209_256, gmacs=6.46, timm="regnetx_064")
 X("regnet_x_8gf", 23, 80, 49.56, 2.88, 120, params=39_572_648, gmacs=7.995, timm="regnetx_080", torchvision="regnet_x_8gf", weights=[
     tv2("regnet_x_8gf-2b70d774.pth", 81.682, 95.678), TV("regnet_x_8gf-03ceed89.pth", 79.344, 94.686)])
@@ -135,7 +143,7 @@ Y("regnet_y_1_6gf", 27, 48, 20.71, 2.65, 24, params=11_202_430, gmacs=1.612, tim
     tv2("regnet_y_1_6gf-0d7bc02a.pth", 80.876, 95.444), TV("regnet_y_1_6gf-b11a554e.pth", 77.95, 93.966)])
 Y("regnet_y_3_2gf", 21, 80, 42.63, 2.66, 24, params=19_436_338, gmacs=3.176, timm="regnety_032", torchvision="regnet_y_3_2gf", weights=[
     tv2("regnet_y_3_2gf-9180c971.pth", 81.982, 95.972), TV("regnet_y_3_2gf-b5a9779c.pth", 78.948, 94.576)])
-Y("regnet_y_4gf", 22, 96, 31.41, 2.24, 64, params=20_646_656, gmacs=3.973, timm="regnety_040")
+Y("regnet_y_4gf", 22, 96, 31.41, 2.24, 64, params=20_646_656, gmacs=3.973, least=0, timm="regnety_040")
 Y("regnet_y_6_4gf", 25, 112, 33.22, 2.27, 72, params=30_583_252, gmacs=6.355, timm="regnety_064")
 Y("regnet_y_8gf", 17, 192, 76.82, 2.19, 56, params=39_381_472, gmacs=8.473, timm="regnety_080_tv", torchvision="regnet_y_8gf", weights=[
     tv2("regnet_y_8gf-dc2b1b54.pth", 82.828, 96.33), TV("regnet_y_8gf-d0d0e4a8.pth", 80.032, 95.048)])
