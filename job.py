@@ -176,7 +176,7 @@ class Job:
             seed=config.seed,
             deterministic=config.deterministic,
         )
-        plan = self.make_plan()
+        plan = self.make_plan().fitted(self.variant.taps)
         arguments: dict[str, Any] = {"pool": "avg", "taps": plan.taps}
         if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
             arguments, plan = {}, replace(plan, taps=())
@@ -192,7 +192,7 @@ class Job:
             )
         kinds = {type(layer).__name__ for layer in self.model.layers}
         if "BatchNormalization" not in kinds:
-            plan = replace(self.make_plan(norm=False), taps=plan.taps)
+            plan = replace(self.make_plan(norm=False).fitted(self.variant.taps), taps=plan.taps)
         for stage in plan.stages:
             unfreeze(self.model, stage.unfreeze)  # says now if there is no such group
         self.plan = plan

@@ -98,3 +98,35 @@ def keras_case(name: str, folder: Path):
 
 def size_for_keras(name: str) -> int:
     return FIXED.get(name, max(zoo.variants()[name].min_size, 75))
+
+
+def to_numpy(name: str) -> float:
+    """Return how far the first nets of a course are from their few lines of NumPy."""
+    model = zoo.create_model(name)
+    rw.fill(model)
+    x = images("28x28")[..., :1]
+    w = {layer.name: [v.numpy() for v in layer.weights] for layer in model.layers}
+
+    def dense(x, layer):
+        return x @ w[layer][0] + w[layer][1]
+
+    def convolve(x, layer, pad):
+        kernel, bias = w[layer]
+        x = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))
+        return np.tanh(np.einsum("nhwcij,ijco->nhwo", windows, kernel) + bias)
+
+    def halve(x):
+        n, height, width, channels = x.shape
+        return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+    x = x.astype("float64") / 255
+    if name == "lenet5":
+        x = halve(convolve(halve(convolve(x, "conv1", 2)), "conv2", 0)).reshape(2, -1)
+        x = np.tanh(dense(np.tanh(dense(x, "fc1")), "fc2"))
+    else:
+        x = np.maximum(dense(np.maximum(dense(x.reshape(2, -1), "fc1"), 0), "fc2"), 0)
+    expected = dense(x, "logits")
+    check_sight(expected)
+    ours = np.asarray(model(images("28x28")[..., :1], training=False))
+    return float(np.abs(ours - expected).max() / expected.std())

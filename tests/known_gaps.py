@@ -4,4 +4,11 @@ A test named here must fail for that variant. Once it passes, the build fails un
 taken out, so this list is never longer than the truth.
 """
 
-KNOWN_GAPS: dict[tuple[str, str], str] = {}
+_SIZE = "its poolings pad by whether the map's size is even, so the image size must be fixed"
+_CELLS = "each cell takes the outputs of the two before it: no one map separates the network"
+
+KNOWN_GAPS: dict[tuple[str, str], str] = {
+    (test, name): reason
+    for name in ("nasnet_mobile", "nasnet_large")
+    for test, reason in (("test_04_taps", _SIZE), ("test_cut_anywhere", _CELLS))
+}

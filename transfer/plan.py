@@ -5,6 +5,7 @@ A plan is plain data. It is written to the run as `plan.toml`, which `--config` 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -93,6 +94,19 @@ class Plan:
         plain["taps"] = list(self.taps)
         plain["stages"] = [asdict(stage) for stage in self.stages]
         return plain
+
+    def fitted(self, taps: Iterable[str]) -> Plan:
+        """Return the plan for a network that lacks a map of stride 32: C5 is then its last one."""
+        known = list(taps)
+        if not known or "C5" in known:
+            return self
+        wanted = self.taps
+        if not set(wanted) <= set(known):  # the last ones, as many
+            wanted = tuple(known[-len(wanted) :])
+        stages = tuple(
+            replace(s, unfreeze=known[-1]) if s.unfreeze == "C5" else s for s in self.stages
+        )
+        return replace(self, taps=wanted, stages=stages)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Plan:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ModelError
 from . import checkpoints
-from .graph import built, weighted
+from .graph import built, sources, weighted
 from .spec import Preprocess, Variant, Weights
 
 
@@ -183,14 +183,17 @@ def _check_size(variant: Variant, row: Weights, arrays: list[np.ndarray], file: 
 
 
 def _flattened(model: keras.Model) -> dict[str, tuple[int, int, int]]:
-    """Map the dense layer behind a `flatten` layer to the shape of the map it flattens."""
-    names = [layer.name for layer in model.layers]
-    if "flatten" not in names:
-        return {}
-    shape = model.get_layer("flatten").input.shape[1:]
-    behind = model.layers[names.index("flatten") + 1 :]
-    dense = next(layer for layer in behind if isinstance(layer, keras.layers.Dense))
-    return {dense.name: shape} if len(shape) == 3 else {}
+    """Map each dense layer behind a `Flatten` layer to the shape of the map it flattens."""
+    found = {}
+    for dense in model.layers:
+        below = dense if isinstance(dense, keras.layers.Dense) else None
+        while below is not None:
+            below = sources(below)[0]
+            if isinstance(below, keras.layers.Flatten) and len(below.input.shape) == 4:
+                found[dense.name] = tuple(below.input.shape[1:])
+            if not isinstance(below, keras.layers.Dropout):
+                below = None
+    return found
 
 
 def _fit_channels(arrays, rule: Preprocess, shape):

@@ -157,7 +157,11 @@ def _cached(
 
     if not (weights.sha256 or weights.sha256_prefix or weights.md5):
         raise ModelError(
-            "model.uri", f"no hash is known for {weights.uri}, so it is not downloaded"
+            "model.uri",
+            f"no hash of the weights of {variant}.{weights.tag} is published, so they are not "
+            "downloaded unseen",
+            where=weights.uri,
+            fix=f"get the file yourself and give it: --weights FILE (weights='FILE'); {WITHOUT}",
         )
     if _stamped(path, weights):
         return path

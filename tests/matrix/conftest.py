@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 
 import numpy as np
 import pytest
@@ -18,6 +19,16 @@ def name(request):
     """Name every registered variant; by default only the smallest one of each family."""
     yield request.param
     _build.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Let every test of every model fail that opens a connection."""
+
+    def refuse(self, address):
+        raise AssertionError(f"a connection to {address} is opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @functools.lru_cache(maxsize=8)

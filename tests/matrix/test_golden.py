@@ -13,7 +13,7 @@ import pytest
 from dlzoo import zoo
 from dlzoo.data.pipeline import load_image
 from dlzoo.zoo import graph
-from equality import GOLDEN, TOLERANCE, images, off_by, read, to_golden
+from equality import GOLDEN, TOLERANCE, images, off_by, read, to_golden, to_numpy
 from golden import random_weights as rw
 from rows import SMALLEST, rows
 from safetensors.numpy import save_file
@@ -39,6 +39,13 @@ def test_same_outputs_as_the_reference(case, tmp_path):
     name, size = case.split()
     off = to_golden(name, tmp_path, None if size == "all" else size)
     print(f"{name} at {size}: off by {off:.1e}")
+    assert off <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5"])
+def test_same_outputs_as_a_few_lines_of_numpy(name):
+    off = to_numpy(name)
+    print(f"{name}: off by {off:.1e}")
     assert off <= TOLERANCE
 
 

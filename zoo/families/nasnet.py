@@ -2,6 +2,7 @@
 
 import re
 
+from ...errors import UsageError
 from ..blocks import L, conv, depthwise, norm_act
 from ..registry import HALF, family, keras_applications
 
@@ -77,8 +78,10 @@ def normal(x, before, filters, name, halve):
 def reduction(x, before, filters, name, halve):
     p = x if before is None else adjusted(before, filters, name, halve)
     h = norm(point(x, filters, f"{name}_in"), f"{name}_in")
-    # Zeros around the map count in these poolings; where TensorFlow would pad, by size.
-    pads = [(1, 1) if n is not None and n % 2 else (0, 1) for n in h.shape[1:3]]
+    # Zeros around the map count in these poolings; they lie where TensorFlow would pad, by size.
+    if None in h.shape[1:3]:
+        raise UsageError("model.size", "NASNet needs a fixed image size", fix="input_shape=224")
+    pads = [(1, 1) if n % 2 else (0, 1) for n in h.shape[1:3]]
     padded = L.ZeroPadding2D(tuple(pads), name=f"{name}_pad")(h)
 
     def add(i, one, other):

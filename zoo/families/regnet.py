@@ -1,8 +1,8 @@
 """RegNet: networks of a design space in which the widths of the blocks lie on a line."""
 
 import re
-
-import numpy as np
+from collections import Counter
+from math import log
 
 from ..blocks import L, conv, make_divisible, norm_act, squeeze_excite
 from ..registry import family, torchvision
@@ -15,12 +15,11 @@ def stages(depth, start, slope, steps, group, least):
     multiples of 8, then so that groups of `group` channels fill them (section 3.3 of the paper);
     torchvision does not let that take away more than a tenth (`least`), the paper does.
     """
-    line = start + slope * np.arange(depth)
-    powers = np.round(np.log(line / start) / np.log(steps))
-    rounded = (np.round(start * steps**powers / 8) * 8).astype(int)
-    widths, counts = np.unique(rounded, return_counts=True)
+    line = (start + slope * i for i in range(depth))
+    powers = (round(log(width / start) / log(steps)) for width in line)
+    counts = Counter(round(start * steps**power / 8) * 8 for power in powers)
     found = []
-    for width, count in zip(widths.tolist(), counts.tolist(), strict=True):
+    for width, count in sorted(counts.items()):
         inside = min(group, width)
         found.append((make_divisible(width, inside, least), count, inside))
     return found

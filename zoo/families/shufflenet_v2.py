@@ -4,18 +4,20 @@ A tap is the output of the last block before its channels are interleaved: the s
 torchvision's, in another order.
 """
 
-import numpy as np
-
 from ..blocks import L, Ops, conv, depthwise, norm_act
 from ..registry import family, torchvision
 
 
 def interleaved(x, half=None):
     """Return the channels of both halves by turns; `half` 0 or 1: only the first or second half."""
-    count = x.shape[-1]
-    order = np.arange(count).reshape(2, count // 2).T.ravel()
+    middle = x.shape[-1] // 2
+    order = [
+        channel
+        for pair in zip(range(middle), range(middle, 2 * middle), strict=True)
+        for channel in pair
+    ]
     if half is not None:
-        order = order[half * count // 2 :][: count // 2]
+        order = order[half * middle :][:middle]
     return Ops.take(x, order, axis=-1)  # no layer does it with an image size left open
 
 

@@ -68,7 +68,7 @@ add(
     size=299,
     min_size=71,
     params=22_855_952,
-    gmacs=8.36,
+    gmacs=8.357,
     taps=(64, 128, 256, 728, 2048),
     keras="Xception",
     weights=[
