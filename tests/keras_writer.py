@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 
 import h5py
 import keras
 import numpy as np
+from dlzoo.zoo.load import keras_model
 from golden import random_weights as rw
 
 IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -19,15 +19,7 @@ def reference(call: str, size: int) -> tuple[keras.Model, Callable]:
     Args:
         call: as in `Variant.keras`. size: of the image in pixels.
     """
-    tree = ast.parse(call, mode="eval").body
-    name, given = (tree.func.id, tree.keywords) if isinstance(tree, ast.Call) else (tree.id, [])
-    constructor = getattr(keras.applications, name)
-    model = constructor(
-        weights=None,
-        input_shape=(size, size, 3),
-        classifier_activation=None,
-        **{argument.arg: ast.literal_eval(argument.value) for argument in given},
-    )
+    model = keras_model(call, weights=None, input_shape=(size, size, 3), classifier_activation=None)
     rw.fill(model)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization) and layer.weights:
@@ -35,6 +27,7 @@ def reference(call: str, size: int) -> tuple[keras.Model, Callable]:
             # for them: all in all, ImageNet's mean and standard deviation
             layer.set_weights([IMAGENET_MEAN, IMAGENET_STD**2, np.int32(0)][: len(layer.weights)])
             layer.finalize_state()
+    constructor = getattr(keras.applications, call.partition("(")[0])
     module = constructor.__module__.rpartition(".")[2]
     return model, getattr(keras.applications, module).preprocess_input
 

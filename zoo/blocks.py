@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -201,3 +202,14 @@ def make_divisible(value: float, divisor: int = 8, least: float = 0.9) -> int:
     """Round a channel count to a multiple of `divisor`, and not below `least` of what it was."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < least * value else rounded
+
+
+def parse(pattern: str, layer: str) -> tuple[str, ...]:
+    """Return the groups of a regular expression that a layer's whole name must match.
+
+    Raises:
+        KeyError: the family has no such layer.
+    """
+    if found := re.fullmatch(pattern, layer):
+        return found.groups()
+    raise KeyError(layer)

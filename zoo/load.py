@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -106,14 +108,15 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
     stored = [(name, a) for name, a in checkpoints.read_keras(file) if not unread(name)]
     _check_size(variant, row, [array for _, arrays in stored for array in arrays], file)
     index = _names_in(stored)
-    if "logits" in index and index.keys() >= {
-        *ours
-    }:  # saved from a model of the zoo, whose kernels take RGB already
+    if "logits" in index and index.keys() >= {*ours}:
+        # saved from a model of the zoo, whose kernels take RGB already
         return lambda layer: stored[index[layer.name]][1], replace(row.preprocess, bgr=False)
     names = {layer: family.keras_name(layer, **variant.args) for layer in ours}
     left = {*range(len(stored))} - {index.get(name.partition(":")[0]) for name in names.values()}
     if "logits" in names and names["logits"] not in index and len(left) == 1:
         index[names["logits"]] = left.pop()  # "probs", "fc1000", "Logits": its name varies
+    if any("#" in name or name.partition(":")[0] not in index for name in names.values()):
+        index = _by_position(variant, stored) or index  # a number is no name to rely on
 
     def from_keras(layer):
         name, _, part = names[layer.name].partition(":")
@@ -162,6 +165,32 @@ def _names_in(stored: list) -> dict[str, int]:
     for base, entries in counted.items():
         index |= {f"{base}#{rank}": i for rank, (_, i) in enumerate(sorted(entries), start=1)}
     return index
+
+
+def _by_position(variant: Variant, stored: list) -> dict[str, int] | None:
+    """Map names to places for a file that calls its layers otherwise, as Keras itself does.
+
+    Keras' model of today is built, and its layers with weights are taken to be those of the file
+    in their order. Returns None unless their number and every shape agree.
+    """
+    if variant.keras is None:
+        return None
+    reference = keras_model(variant.keras, weights=None)
+    layers = [inner for la in reference.layers for inner in weighted(getattr(la, "layers", [la]))]
+    skip = re.compile(variant.family.unread or "(?!)").search
+    layers = [layer for layer in layers if not skip(layer.name)]
+    shapes = [[tuple(w.shape) for w in layer.weights] for layer in layers]
+    if shapes != [[array.shape for array in arrays] for _, arrays in stored]:
+        return None
+    return _names_in([(layer.name, ()) for layer in layers])
+
+
+def keras_model(call: str, **options: Any) -> keras.Model:
+    """Return what `MobileNet(alpha=0.25)`, as in `Variant.keras`, builds in keras.applications."""
+    tree = ast.parse(call, mode="eval").body
+    name, given = (tree.func, tree.keywords) if isinstance(tree, ast.Call) else (tree, [])
+    arguments = {str(argument.arg): ast.literal_eval(argument.value) for argument in given}
+    return getattr(keras.applications, ast.unparse(name))(**arguments, **options)
 
 
 _WIDEST = 8192  # no classifier takes more features

@@ -1,8 +1,6 @@
 """ConvNeXt: a ResNet made over after vision transformers, with 7x7 depthwise convolutions."""
 
-import re
-
-from ..blocks import L, depthwise, drop_branch, layer_scale
+from ..blocks import L, depthwise, drop_branch, layer_scale, parse
 from ..registry import IMAGENET, family, keras_applications, torchvision
 
 EPS = 1e-6
@@ -45,7 +43,7 @@ def head(taps, dropout, **_):
 
 def place(layer):
     """Return (stage, block, part) of a layer; the block is None between stages."""
-    stage, _, block, part = re.fullmatch(r"(?:stage|down)(\d)(_block(\d+))?_(.*)", layer).groups()
+    stage, _, block, part = parse(r"(?:stage|down)(\d)(_block(\d+))?_(.*)", layer)
     return int(stage), block and int(block), part
 
 

@@ -1,8 +1,6 @@
 """Inception v3: modules of parallel convolutions, factorised, in Keras' form and torchvision's."""
 
-import re
-
-from ..blocks import L, conv, norm_act
+from ..blocks import L, conv, norm_act, parse
 from ..registry import HALF, family, keras_applications, torchvision
 
 
@@ -155,7 +153,7 @@ def torch_name(layer, **_):
         return f"AuxLogits.{name.removeprefix('aux1_')}.{kind}"
     if name.startswith("conv"):
         return f"Conv2d_{name.removeprefix('conv')}.{kind}"
-    at, part = re.fullmatch(r"mixed(\d.)_(.*)", name).groups()
+    at, part = parse(r"mixed(\d.)_(.*)", name)
     return f"Mixed_{at}.branch{'_' * (part == 'pool')}{part}.{kind}"
 
 

@@ -1,8 +1,6 @@
 """MNASNet: inverted residuals found by search for speed on a phone, as torchvision has them."""
 
-import re
-
-from ..blocks import conv, depthwise, inverted_residual, make_divisible, norm_act
+from ..blocks import conv, depthwise, inverted_residual, make_divisible, norm_act, parse
 from ..registry import family, torchvision
 
 # (channels, kernel, stride, expansion, repeats) of each stage
@@ -44,7 +42,7 @@ def torch_name(layer, **_):
     norm = int(kind == "bn")
     if name in (single := {"stem": 0, "first_dw": 3, "first_pw": 6, "top": 14}):
         return f"layers.{single[name] + norm}"
-    stage, i, part = re.fullmatch(r"block(\d)_(\d)_(.*)", name).groups()
+    stage, i, part = parse(r"block(\d)_(\d)_(.*)", name)
     place = {"expand": 0, "dw": 3, "project": 6}[part] + norm
     return f"layers.{int(stage) + 7}.{i}.layers.{place}"
 

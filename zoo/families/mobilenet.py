@@ -1,8 +1,6 @@
 """MobileNet: each convolution in two, one pixel pattern for every channel, then 1x1 over all of them."""
 
-import re
-
-from ..blocks import L, conv, depthwise, norm_act
+from ..blocks import L, conv, depthwise, norm_act, parse
 from ..registry import HALF, family, keras_applications
 
 # (channels, stride) of each block
@@ -42,7 +40,7 @@ def keras_name(layer, **_):
     fixed = {"stem_conv": "conv1", "stem_bn": "conv1_bn", "logits": "conv_preds"}
     if layer in fixed:
         return fixed[layer]
-    block, part, kind = re.fullmatch(r"block(\d+)_(dw|pw)_(conv|bn)", layer).groups()
+    block, part, kind = parse(r"block(\d+)_(dw|pw)_(conv|bn)", layer)
     return f"conv_{part}_{block}" + "_bn" * (kind == "bn")
 
 

@@ -1,9 +1,8 @@
 """MobileNetV3: inverted residuals found by search, with gates and the hard swish."""
 
-import re
 from functools import partial
 
-from ..blocks import L, conv, inverted_residual, make_divisible, norm_act, squeeze_excite
+from ..blocks import L, conv, inverted_residual, make_divisible, norm_act, parse, squeeze_excite
 from ..registry import HALF, family, keras_applications, torchvision
 
 # (width of the middle over that of the input, channels, 5 or 3 pixels, stride, gate, hard swish)
@@ -54,7 +53,7 @@ def keras_name(layer, **_):
              "fc": "conv_2", "logits": "logits"}  # fmt: skip
     if layer in fixed:
         return fixed[layer]
-    n, part = re.fullmatch(r"block_(\d+)_(.*)", layer).groups()
+    n, part = parse(r"block_(\d+)_(.*)", layer)
     parts = {"se_reduce": "squeeze_excite_conv", "se_expand": "squeeze_excite_conv_1"}
     name = parts.get(part) or part.replace("dw", "depthwise").removesuffix("_conv")
     return f"expanded_conv_{name}" if n == "0" else f"expanded_conv_{n}_{name}"
@@ -67,7 +66,7 @@ def torch_name(layer, blocks, **_):
     norm = int(kind == "bn")
     if name in ("stem", "top"):
         return f"features.{0 if name == 'stem' else len(blocks) + 1}.{norm}"
-    n, part = re.fullmatch(r"block_(\d+)_(.*)", name).groups()
+    n, part = parse(r"block_(\d+)_(.*)", name)
     expansion, *_, gate, _ = blocks[int(n)]
     place = {"expand": 0, "dw": 1, "se": 2, "project": 2 + gate}[part] - (expansion == 1)
     inside = {"reduce": "fc1", "expand": "fc2"}.get(kind) if part == "se" else str(norm)

@@ -3,7 +3,7 @@
 import re
 
 from ...errors import UsageError
-from ..blocks import L, conv, depthwise, norm_act
+from ..blocks import L, conv, depthwise, norm_act, parse
 from ..registry import HALF, family, keras_applications
 
 
@@ -130,7 +130,7 @@ def keras_name(layer, **_):
     fixed = {"stem_conv": "stem_conv1", "stem_bn": "stem_bn1", "logits": "predictions"}
     if layer in fixed:
         return fixed[layer]
-    cell, part = re.fullmatch(r"cell_((?:stem_|reduce_)?\d+)_(.*)", layer).groups()
+    cell, part = parse(r"cell_((?:stem_|reduce_)?\d+)_(.*)", layer)
     kind = "normal" if cell.isdigit() else "reduction"
     if found := re.fullmatch(r"(\w+\d)_([12])_(bn|dw_conv|pw_conv)", part):
         side, i, what = found.groups()

@@ -1,10 +1,9 @@
 """RegNet: networks of a design space in which the widths of the blocks lie on a line."""
 
-import re
 from collections import Counter
 from math import log
 
-from ..blocks import L, conv, make_divisible, norm_act, squeeze_excite
+from ..blocks import L, conv, make_divisible, norm_act, parse, squeeze_excite
 from ..registry import family, torchvision
 
 
@@ -49,7 +48,7 @@ def body(x, gate, **line):
 
 def place(layer):
     """Return stage, block, and what the layer is in it: `2_conv`, `se_reduce`."""
-    return re.fullmatch(r"stage(\d)_block(\d+)_(.*)", layer).groups()
+    return parse(r"stage(\d)_block(\d+)_(.*)", layer)
 
 
 def torch_name(layer, **_):
