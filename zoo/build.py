@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import UsageError, nearest
 from .blocks import PADDINGS, L, native_groups
-from .graph import Built, layer_of
+from .graph import NORMALIZE, Built, layer_of
 from .load import as_path, load, row_for_file
 from .registry import resolve, variants
 from .sources import is_foreign
@@ -213,9 +213,9 @@ def _normalize(x, rule: Preprocess, channels: int):
         else:
             mean, std = np.resize(mean, channels), np.resize(std, channels)
     # float32 whatever the policy: 255 * scale + offset would lose two digits in float16.
-    return L.Rescaling(
-        (1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name="normalize"
-    )(x)
+    return L.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name=NORMALIZE)(
+        x
+    )
 
 
 def _head(variant: Variant, args, maps, x, classes, pool, taps, rate):

@@ -56,8 +56,10 @@ def read_torch(path: Path | str) -> dict[str, np.ndarray]:
         return read_legacy(path)
 
 
-def read_keras(path: Path | str) -> Layers:
+def read_keras(path: Path | str, *, empty: bool = False) -> Layers:
     """Return `(layer name, arrays)` of each layer with weights in a Keras file.
+
+    With `empty`, also of those without, as far as the file names them.
 
     Reads the HDF5 files of keras.applications and `model.save("x.h5")` in the order of their
     layers, and Keras 3's `.weights.h5` and `.keras`, which keep no order: there layers are
@@ -76,10 +78,10 @@ def read_keras(path: Path | str) -> Layers:
             with open_zip(path) as archive, TemporaryDirectory() as folder:
                 inner = Path(folder, "model.weights.h5")
                 inner.write_bytes(archive.read(inner.name))
-                return _read_hdf5(inner)
+                return _read_hdf5(inner, empty)
         if magic != HDF5_MAGIC:
             raise Refused("it is no HDF5 file", "format")
-        return _read_hdf5(path)
+        return _read_hdf5(path, empty)
 
 
 def torch_arrays(
@@ -183,7 +185,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_hdf5(path: Path) -> Layers:
+def _read_hdf5(path: Path, empty: bool) -> Layers:
     """Have hdf5.py find the arrays in a process of its own, and read them."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("hdf5.py")), str(path)]
     # File locks fail on some read-only and network disks, and nothing is written here.
@@ -205,8 +207,8 @@ def _read_hdf5(path: Path) -> Layers:
                     raise Refused("its arrays are together larger than the file")
                 file.seek(offset)
                 arrays.append(np.frombuffer(file.read(size), dtype).reshape(shape))
-            if arrays:
+            if arrays or empty:
                 layers.append((name, arrays))
-    if not layers:
+    if not any(arrays for _, arrays in layers):
         raise Refused("none of its layers has weights", "format")
     return layers

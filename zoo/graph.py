@@ -15,6 +15,8 @@ import keras
 from ..errors import UsageError, nearest
 from .spec import Preprocess
 
+NORMALIZE = "normalize"  # the layer that every model of the zoo begins with
+
 
 @dataclass(frozen=True)
 class Built:

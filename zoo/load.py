@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..errors import ModelError
 from . import checkpoints
-from .graph import built, sources, weighted
+from .graph import NORMALIZE, built, sources, weighted
 from .spec import Preprocess, Variant, Weights
 
 
@@ -105,11 +106,19 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
 
         return from_torch, row.preprocess
 
-    stored = [(name, a) for name, a in checkpoints.read_keras(file) if not unread(name)]
+    content = checkpoints.read_keras(file, empty=True)
+    of_the_zoo = any(name.rpartition("/")[2] == NORMALIZE for name, _ in content)
+    stored = [(name, arrays) for name, arrays in content if arrays and not unread(name)]
     _check_size(variant, row, [array for _, arrays in stored for array in arrays], file)
     index = _names_in(stored)
-    if "logits" in index and index.keys() >= {*ours}:
-        # saved from a model of the zoo, whose kernels take RGB already
+    if of_the_zoo:  # where kernels take RGB already
+        rule = built(model).preprocess
+        if rule == replace(row.preprocess, size=rule.size):  # nobody said another
+            warnings.warn(
+                f"{file.name} does not say how images were normalised; mean {rule.mean}, std "
+                f"{rule.std} are taken. If it was otherwise, answers are wrong: give preprocess=",
+                stacklevel=4,
+            )
         return lambda layer: stored[index[layer.name]][1], replace(row.preprocess, bgr=False)
     names = {layer: family.keras_name(layer, **variant.args) for layer in ours}
     left = {*range(len(stored))} - {index.get(name.partition(":")[0]) for name in names.values()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -239,16 +240,24 @@ def test_a_file_of_a_larger_model_is_refused(tmp_path):
     assert caught.value.id == "model.weights-mismatch"
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
-def test_weights_saved_from_a_model_come_back(name, tmp_path):
-    options = {"num_classes": 1000, "input_shape": 32}
+@pytest.mark.parametrize("file", ["mine.weights.h5", "mine.keras"])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("mobilenet_v2", 1000), ("resnet50", 1000), ("resnet50", 0)]
+)
+def test_weights_saved_from_a_model_come_back(name, classes, file, tmp_path):
+    options = {"num_classes": classes, "input_shape": 32}
     model = zoo.create_model(name, **options)
     rw.fill(model)
-    model.save_weights(path := tmp_path / "mine.weights.h5")
+    save = model.save if file.endswith(".keras") else model.save_weights
+    save(path := tmp_path / file)
     rule = graph.built(model).preprocess
-    again = zoo.create_model(name, weights=path, preprocess=rule, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = zoo.create_model(name, weights=path, preprocess=rule, **options)
     x = rw.noise(32, 32)[None]
     assert np.array_equal(again(x, training=False), model(x, training=False))
+    with pytest.warns(UserWarning, match="how images were normalised"):
+        zoo.create_model(name, weights=path, **options)
 
 
 def test_from_scratch_an_image_leaves_its_mark():
