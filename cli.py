@@ -208,8 +208,10 @@ def info(name: str, brief: bool, size: int | None, plot: str | None, as_json: bo
     variant, _ = zoo.resolve(name)
     for shown, row in zip(found["weights"], variant.weights, strict=True):
         shown["here"] = is_here(row)
+    if plot or not brief:
+        model = zoo.create_model(variant.name, input_shape=size)
     if not brief:
-        found |= about.anatomy(zoo.create_model(variant.name, input_shape=size))
+        found |= about.anatomy(model)
     if as_json:
         console.out_json(found)
     else:
@@ -221,7 +223,7 @@ def info(name: str, brief: bool, size: int | None, plot: str | None, as_json: bo
     if plot:
         from .report.architecture import draw
 
-        draw(zoo.create_model(variant.name, input_shape=size), plot)
+        draw(model, plot)
         console.say(f"drawn: {plot}")
 
 

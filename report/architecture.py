@@ -13,6 +13,7 @@ from .plots import BLUE, GREEN, GREY, ORANGE, _figure
 
 _TILT = 0.35  # how far a map leans back, so that it is seen as a plane
 _GAP = 0.9
+_LEAST = 0.8  # what a box takes of the width, so that there is room for the text below
 _SHOWN = {
     "Conv2D": "conv",
     "DepthwiseConv2D": "depthwise",
@@ -76,7 +77,7 @@ def _boxes(model: Any) -> list[dict[str, Any]]:
     head = [row for row in rows if row.group == "head"]
     for row in head:
         if row.kind == "Dense":
-            text = f"{row.params:,} params"
+            text = f"{row.params / 1e6:,.2f} M params"
             boxes.append(_map(row.name, row.shape, text, GREEN))
     return boxes
 
@@ -122,4 +123,4 @@ def _box(axis: Any, left: float, box: dict[str, Any]) -> float:
               fontweight="bold")  # fmt: skip
     text = f"{box['size']}\n{box['text']}".rstrip()
     axis.text(middle, -half - 0.2, text, ha="center", va="top", fontsize=7.5, linespacing=1.35)
-    return right
+    return max(right, left + _LEAST)

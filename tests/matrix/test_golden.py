@@ -6,6 +6,7 @@ shapes (tests/golden/random_weights.py) and go through a real file and the publi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -93,6 +94,20 @@ def test_11_a_grey_image_is_a_colour_image_of_equal_channels(tmp_path):
     off = np.abs(grey(x, training=False) - expected).max()
     print(f"resnet18 grey: off by {off:.1e}, spread {expected.std():.1e}")
     assert off < 0.3 * expected.std()
+
+
+def test_densenet_files_of_old_spell_their_names_otherwise(tmp_path):
+    """torchvision still serves files of 2017, with `norm.1` for `norm1`."""
+    tensors = rw.state_dict(read("densenet121")[0])
+    old = {re.sub(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3", k): v for k, v in tensors.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    save_file(tensors, tmp_path / "new.safetensors")
+    save_file(old, tmp_path / "old.safetensors")
+    new, same = (
+        zoo.create_model("densenet121", weights=tmp_path / f"{age}.safetensors", input_shape=64)
+        for age in ("new", "old")
+    )
+    assert all(map(np.array_equal, new.get_weights(), same.get_weights()))
 
 
 def test_every_torch_checkpoint_has_a_golden_file():
