@@ -149,7 +149,7 @@ def create_model(
         _penalise(model, keras.regularizers.L1L2(l1, l2))
     if row and not preset:
         file = path or locate(row, variant.name, offline=offline, progress=progress)
-        load(model, variant, row, file)
+        load(model, variant, row, file, sure=preprocess is not None)
     return model
 
 

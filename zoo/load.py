@@ -19,11 +19,17 @@ from .graph import NORMALIZE, built, sources, weighted
 from .spec import Preprocess, Variant, Weights
 
 
-def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None:
+def load(
+    model: keras.Model, variant: Variant, row: Weights, file: Path, *, sure: bool = False
+) -> None:
     """Load a checkpoint file into a model, whole or not at all.
 
     The logits are left as they are if the model has another number of classes. Tensors of
     the file that the model has no place for are allowed only where the model was cut short.
+
+    Args:
+        sure: the user said how images are normalised, which not every file does; else a file
+            that does not is warned of.
 
     Raises:
         ModelError: `model.weights-mismatch`, naming the first five misfits.
@@ -31,7 +37,7 @@ def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None
     layers = weighted(model.layers)
     if _fresh_logits(model, variant, row):
         layers = [layer for layer in layers if not layer.name.endswith("logits")]
-    find, rule = _finder(variant, row, file, model)
+    find, rule = _finder(variant, row, file, model, sure)
     first = layers[0].name if layers else None
     wanted: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
     problems = []
@@ -48,8 +54,6 @@ def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> None
             arrays = [_without_ones(a, shape) for a, shape in zip(arrays, shapes, strict=True)]
         found = [a.shape for a in arrays]
         if found == shapes:
-            if row.epsilon and isinstance(layer, keras.layers.BatchNormalization):
-                arrays[-1] = arrays[-1] + np.float32(row.epsilon - layer.epsilon)
             wanted.append((layer, arrays))
         else:
             problems.append(f"{layer.name}: needs {shapes}, the file has {found}")
@@ -83,7 +87,7 @@ def _fresh_logits(model: keras.Model, variant: Variant, row: Weights) -> bool:
     return bool(model.get_layer("logits").units != row.classes or pooled_anew or taps)
 
 
-def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
+def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model, sure: bool):
     """Return `layer -> arrays in Keras' order`, which raises KeyError(what is missing), and
     the preprocessing that the first kernel of the file expects."""
     family = variant.family
@@ -104,7 +108,7 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
                 type(layer).__name__, prefix, tensors, flattened=flattened.get(layer.name)
             )
 
-        return from_torch, row.preprocess
+        return _with_epsilon(from_torch, row), row.preprocess
 
     content = checkpoints.read_keras(file, empty=True)
     of_the_zoo = any(name.rpartition("/")[2] == NORMALIZE for name, _ in content)
@@ -112,8 +116,8 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
     _check_size(variant, row, [array for _, arrays in stored for array in arrays], file)
     index = _names_in(stored)
     if of_the_zoo:  # where kernels take RGB already
-        rule = built(model).preprocess
-        if rule == replace(row.preprocess, size=rule.size):  # nobody said another
+        if not sure:
+            rule = built(model).preprocess
             warnings.warn(
                 f"{file.name} does not say how images were normalised; mean {rule.mean}, std "
                 f"{rule.std} are taken. If it was otherwise, answers are wrong: give preprocess=",
@@ -132,7 +136,19 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model):
         arrays = stored[index[name]][1]
         return [arrays[int(part)]] if part else arrays
 
-    return from_keras, row.preprocess
+    return _with_epsilon(from_keras, row), row.preprocess
+
+
+def _with_epsilon(find, row: Weights):
+    """Let `find` add to the moving variances what the graph's epsilon lacks of the checkpoint's."""
+
+    def found(layer):
+        arrays = find(layer)
+        if row.epsilon and isinstance(layer, keras.layers.BatchNormalization):
+            arrays = [*arrays[:-1], arrays[-1] + np.float32(row.epsilon - layer.epsilon)]
+        return arrays
+
+    return found
 
 
 def _naming(variant: Variant, layer: str, tensors: dict[str, np.ndarray], file: Path):

@@ -236,3 +236,34 @@ def keras_applications(
         top5=top5,
         **more,
     )
+
+
+def torchvision_v2(file: str, top1: float, top5: float) -> Weights:
+    """Return the row of a checkpoint of torchvision's recipe V2 at 224 pixels."""
+    return torchvision(file, top1, top5, tag="tv2_in1k", resize=232)
+
+
+def keras_by_size(
+    path: str,
+    accuracies: Mapping[int, tuple[float, float]],
+    digests: Mapping[int, str] | None = None,
+    **more: Any,
+) -> list[Weights]:
+    """Return the rows of a network that keras.applications publishes for several image sizes.
+
+    Args:
+        path: with `{size}` in it. accuracies: top-1 and top-5 by image size in pixels, the
+            default size first. digests: hashes by size, where there are any.
+    """
+    default = next(iter(accuracies))
+    return [
+        keras_applications(
+            path.format(size=size),
+            (digests or {}).get(size),
+            *accuracy,
+            size=size,
+            tag="keras_in1k" if size == default else f"keras_{size}_in1k",
+            **more,
+        )
+        for size, accuracy in accuracies.items()
+    ]

@@ -242,7 +242,8 @@ def test_a_file_of_a_larger_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("file", ["mine.weights.h5", "mine.keras"])
 @pytest.mark.parametrize(
-    ("name", "classes"), [("mobilenet_v2", 1000), ("resnet50", 1000), ("resnet50", 0)]
+    ("name", "classes"),
+    [("mobilenet_v2", 1000), ("resnet50", 1000), ("resnet50", 0), ("densenet121", 0)],
 )
 def test_weights_saved_from_a_model_come_back(name, classes, file, tmp_path):
     options = {"num_classes": classes, "input_shape": 32}
@@ -256,6 +257,7 @@ def test_weights_saved_from_a_model_come_back(name, classes, file, tmp_path):
         again = zoo.create_model(name, weights=path, preprocess=rule, **options)
     x = rw.noise(32, 32)[None]
     assert np.array_equal(again(x, training=False), model(x, training=False))
+    assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
     with pytest.warns(UserWarning, match="how images were normalised"):
         zoo.create_model(name, weights=path, **options)
 

@@ -1,7 +1,7 @@
 """MobileNet: each convolution in two, one pixel pattern for every channel, then 1x1 over all of them."""
 
 from ..blocks import L, conv, depthwise, norm_act, parse
-from ..registry import HALF, family, keras_applications
+from ..registry import HALF, family, keras_by_size
 
 # (channels, stride) of each block
 BLOCKS = (
@@ -46,13 +46,9 @@ def keras_name(layer, **_):
 
 def howard(alpha, *accuracies):
     """Return the rows of one width, by image size; the origin publishes no hashes."""
-    return [
-        keras_applications(
-            f"mobilenet/mobilenet_{alpha}_{size}_tf.h5", None, top1, top5,
-            rule=HALF, size=size, tag="keras_in1k" if size == 224 else f"keras_{size}_in1k", origin="Google",
-        )
-        for size, (top1, top5) in zip((224, 192, 160, 128), accuracies, strict=True)
-    ]  # fmt: skip
+    by_size = dict(zip((224, 192, 160, 128), accuracies, strict=True))
+    path = f"mobilenet/mobilenet_{alpha}_{{size}}_tf.h5"
+    return keras_by_size(path, by_size, rule=HALF, origin="Google")
 
 
 add = family(

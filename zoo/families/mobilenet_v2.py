@@ -3,7 +3,7 @@
 import re
 
 from ..blocks import conv, inverted_residual, make_divisible, norm_act
-from ..registry import HALF, family, keras_applications, torchvision
+from ..registry import HALF, family, keras_by_size, torchvision, torchvision_v2
 
 # (expansion, channels, repeats, stride) of each stage
 STAGES = (
@@ -54,16 +54,11 @@ def torch_name(layer, **_):
     return f"features.{int(n) + 1}.conv.{inside}"
 
 
-def google(alpha, *accuracies, known=None):
+def google(alpha, *accuracies, digests=None):
     """Return the rows of one width, by image size; the origin publishes no hashes."""
-    return [
-        keras_applications(
-            f"mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_{size}.h5",
-            known if size == 224 else None, top1, top5,
-            rule=HALF, size=size, tag="keras_in1k" if size == 224 else f"keras_{size}_in1k", origin="Google",
-        )
-        for size, (top1, top5) in zip((224, 192, 160, 128, 96), accuracies, strict=False)
-    ]  # fmt: skip
+    by_size = dict(zip((224, 192, 160, 128, 96), accuracies, strict=False))
+    path = f"mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_{{size}}.h5"
+    return keras_by_size(path, by_size, digests, rule=HALF, origin="Google")
 
 
 add = family(
@@ -72,7 +67,7 @@ add = family(
 # fmt: off
 add("mobilenet_v2", params=3_504_872, gmacs=0.301, taps=(16, 24, 32, 96, 1280), keras="MobileNetV2", weights=google(
     "1.0", (71.3, 90.1), (70.7, 90.1), (68.8, 89.0), (65.3, 86.9), (60.3, 83.2),
-    known="321911b381f6fd09b744356f6796ee18"))  # as others report of their downloads
+    digests={224: "321911b381f6fd09b744356f6796ee18"}))  # as others report of their downloads
 add("mobilenet_v2_035", alpha=0.35, params=1_677_128, gmacs=0.059, taps=(8, 8, 16, 32, 1280), keras="MobileNetV2(alpha=0.35)", weights=google(
     "0.35", (60.3, 82.9), (58.2, 81.2), (55.7, 79.1), (50.8, 75.0), (45.5, 70.4)))
 add("mobilenet_v2_050", alpha=0.5, params=1_968_680, gmacs=0.097, taps=(8, 16, 16, 48, 1280), keras="MobileNetV2(alpha=0.5)", weights=google(
@@ -84,5 +79,5 @@ add("mobilenet_v2_130", alpha=1.3, params=5_386_792, gmacs=0.509, taps=(24, 32, 
 add("mobilenet_v2_140", alpha=1.4, params=6_108_776, gmacs=0.582, taps=(24, 32, 48, 136, 1792), keras="MobileNetV2(alpha=1.4)", weights=google(
     "1.4", (75.0, 92.5)))
 add("mobilenet_v2_tv", padding="torch", epsilon=1e-5, params=3_504_872, gmacs=0.301, taps=(16, 24, 32, 96, 1280), torchvision="mobilenet_v2", weights=[
-    torchvision("mobilenet_v2-7ebf99e0.pth", 72.154, 90.822, tag="tv2_in1k", resize=232),
+    torchvision_v2("mobilenet_v2-7ebf99e0.pth", 72.154, 90.822),
     torchvision("mobilenet_v2-b0353104.pth", 71.878, 90.286)])

@@ -3,7 +3,7 @@
 from functools import partial
 
 from ..blocks import L, conv, inverted_residual, make_divisible, norm_act, parse, squeeze_excite
-from ..registry import HALF, family, keras_applications, torchvision
+from ..registry import HALF, family, keras_applications, torchvision, torchvision_v2
 
 # (width of the middle over that of the input, channels, 5 or 3 pixels, stride, gate, hard swish)
 LARGE = (
@@ -102,7 +102,7 @@ add("mobilenet_v3_small_075", blocks=SMALL, alpha=0.75, params=2_041_872, gmacs=
 add("mobilenet_v3_small_minimalistic", blocks=SMALL, minimal=True, params=2_044_736, gmacs=0.052, taps={"C2": 16, "C3": 24, "C4": 48, "C5": 576}, keras="MobileNetV3Small(minimalistic=True)", weights=[
     google("small_minimalistic_224_1.0", "99cd97fb2fcdad2bf028eb838de69e37", 61.9)])
 add("mobilenet_v3_large_tv", blocks=LARGE, padding="torch", params=5_483_032, gmacs=0.217, taps=(16, 24, 40, 112, 960), torchvision="mobilenet_v3_large", weights=[
-    torchvision("mobilenet_v3_large-5c1a4163.pth", 75.274, 92.566, tag="tv2_in1k", resize=232),
+    torchvision_v2("mobilenet_v3_large-5c1a4163.pth", 75.274, 92.566),
     torchvision("mobilenet_v3_large-8738ca79.pth", 74.042, 91.340)])
 add("mobilenet_v3_small_tv", blocks=SMALL, padding="torch", params=2_542_856, gmacs=0.057, taps={"C2": 16, "C3": 24, "C4": 48, "C5": 576}, torchvision="mobilenet_v3_small", weights=[
     torchvision("mobilenet_v3_small-047dcff4.pth", 67.668, 87.402)])

@@ -6,7 +6,7 @@ torchvision and most of today's checkpoints do. They are different graphs, so di
 """
 
 from ..blocks import L, conv, norm_act
-from ..registry import CAFFE, family, keras_applications, torchvision
+from ..registry import CAFFE, family, keras_applications, torchvision, torchvision_v2
 
 
 def body(x, depths, basic=False, paper=False, groups=1, width=64):
@@ -73,10 +73,6 @@ def microsoft(n, md5, top1, top5):
     )  # fmt: skip
 
 
-def tv2(file, top1, top5):
-    return torchvision(file, top1, top5, tag="tv2_in1k", resize=232)
-
-
 add = family(
     "resnet",
     body,
@@ -86,7 +82,7 @@ add = family(
     timm_name=torch_name,
     keras_name=lambda layer, **_: "predictions" if layer == "logits" else layer,
 )
-TV = torchvision
+TV, TV2 = torchvision, torchvision_v2
 BASIC, DEEP = (64, 64, 128, 256, 512), (64, 256, 512, 1024, 2048)  # channels of C1 to C5
 # fmt: off
 add("resnet18", depths=(2, 2, 2, 2), basic=True, params=11_689_512, gmacs=1.814, taps=BASIC, torchvision="resnet18", timm="resnet18", weights=[
@@ -101,24 +97,24 @@ add("resnet152", depths=(3, 8, 36, 3), paper=True, params=60_268_520, gmacs=11.2
     microsoft(152, "100835be76be38e30d865e96f2aaae62", 76.6, 93.1)])
 add("resnet26_v1_5", depths=(2, 2, 2, 2), params=15_995_176, gmacs=2.342, taps=DEEP, timm="resnet26")
 add("resnet50_v1_5", depths=(3, 4, 6, 3), params=25_557_032, gmacs=4.089, taps=DEEP, torchvision="resnet50", timm="resnet50", weights=[
-    TV("resnet50-0676ba61.pth", 76.130, 92.862), tv2("resnet50-11ad3fa6.pth", 80.858, 95.434)])
+    TV("resnet50-0676ba61.pth", 76.130, 92.862), TV2("resnet50-11ad3fa6.pth", 80.858, 95.434)])
 add("resnet101_v1_5", depths=(3, 4, 23, 3), params=44_549_160, gmacs=7.801, taps=DEEP, torchvision="resnet101", timm="resnet101", weights=[
-    TV("resnet101-63fe2227.pth", 77.374, 93.546), tv2("resnet101-cd907fc2.pth", 81.886, 95.780)])
+    TV("resnet101-63fe2227.pth", 77.374, 93.546), TV2("resnet101-cd907fc2.pth", 81.886, 95.780)])
 add("resnet152_v1_5", depths=(3, 8, 36, 3), params=60_192_808, gmacs=11.514, taps=DEEP, torchvision="resnet152", timm="resnet152", weights=[
-    TV("resnet152-394f9c45.pth", 78.312, 94.046), tv2("resnet152-f82ba261.pth", 82.284, 96.002)])
+    TV("resnet152-394f9c45.pth", 78.312, 94.046), TV2("resnet152-f82ba261.pth", 82.284, 96.002)])
 
 # Grouped 3x3 convolutions (ResNeXt), and wider ones (Wide ResNet).
 next_ = family("resnext", body, paper="arXiv:1611.05431", year=2016, torch_name=torch_name, timm_name=torch_name)
 wide = family("wide_resnet", body, paper="arXiv:1605.07146", year=2016, torch_name=torch_name, timm_name=torch_name)
 next_("resnext50_32x4d", depths=(3, 4, 6, 3), groups=32, width=4, params=25_028_904, gmacs=4.23, taps=DEEP, torchvision="resnext50_32x4d", timm="resnext50_32x4d", weights=[
-    TV("resnext50_32x4d-7cdf4587.pth", 77.618, 93.698), tv2("resnext50_32x4d-1a0047aa.pth", 81.198, 95.340)])
+    TV("resnext50_32x4d-7cdf4587.pth", 77.618, 93.698), TV2("resnext50_32x4d-1a0047aa.pth", 81.198, 95.340)])
 next_("resnext101_32x4d", depths=(3, 4, 23, 3), groups=32, width=4, params=44_177_704, gmacs=7.97, taps=DEEP, timm="resnext101_32x4d")
 next_("resnext101_32x8d", depths=(3, 4, 23, 3), groups=32, width=8, params=88_791_336, gmacs=16.414, taps=DEEP, torchvision="resnext101_32x8d", timm="resnext101_32x8d", weights=[
-    TV("resnext101_32x8d-8ba56ff5.pth", 79.312, 94.526), tv2("resnext101_32x8d-110c445d.pth", 82.834, 96.228)])
+    TV("resnext101_32x8d-8ba56ff5.pth", 79.312, 94.526), TV2("resnext101_32x8d-110c445d.pth", 82.834, 96.228)])
 next_("resnext101_32x16d", depths=(3, 4, 23, 3), groups=32, width=16, params=194_026_792, gmacs=36.163, taps=DEEP, timm="resnext101_32x16d")
 next_("resnext101_64x4d", depths=(3, 4, 23, 3), groups=64, width=4, params=83_455_272, gmacs=15.46, taps=DEEP, torchvision="resnext101_64x4d", timm="resnext101_64x4d", weights=[
     TV("resnext101_64x4d-173b62eb.pth", 83.246, 96.454, resize=232)])
 wide("wide_resnet50_2", depths=(3, 4, 6, 3), width=128, params=68_883_240, gmacs=11.398, taps=DEEP, torchvision="wide_resnet50_2", timm="wide_resnet50_2", weights=[
-    TV("wide_resnet50_2-95faca4d.pth", 78.468, 94.086), tv2("wide_resnet50_2-9ba9bcbe.pth", 81.602, 95.758)])
+    TV("wide_resnet50_2-95faca4d.pth", 78.468, 94.086), TV2("wide_resnet50_2-9ba9bcbe.pth", 81.602, 95.758)])
 wide("wide_resnet101_2", depths=(3, 4, 23, 3), width=128, params=126_886_696, gmacs=22.753, taps=DEEP, torchvision="wide_resnet101_2", timm="wide_resnet101_2", weights=[
-    TV("wide_resnet101_2-32ee1156.pth", 78.848, 94.284), tv2("wide_resnet101_2-d733dc28.pth", 82.510, 96.020)])
+    TV("wide_resnet101_2-32ee1156.pth", 78.848, 94.284), TV2("wide_resnet101_2-d733dc28.pth", 82.510, 96.020)])
