@@ -12,6 +12,7 @@ from dlzoo.zoo import graph
 from golden import random_weights as rw
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import VARIED, rows
 
 few = settings(deadline=None, derandomize=True, database=None)
 
@@ -48,6 +49,22 @@ def test_any_legal_shape_builds_a_convnet(name, height, width, in_chans, classes
     for tap, tensor in graph.taps(model).items():
         stride = 2 ** int(tap[1:])
         assert tensor.shape[1:3] == (-(-height // stride), -(-width // stride)), tap
+
+
+@settings(few, max_examples=3)
+@given(st.data())
+@pytest.mark.parametrize("name", rows(zoo.list_models(), VARIED))
+def test_any_legal_shape_answers(name, data):
+    """At any size from the least on, odd or even, square or not, grey or colour."""
+    variant = zoo.variants()[name]
+    side = st.integers(variant.min_size, variant.min_size + 60)
+    shape = data.draw(st.tuples(side, side, st.sampled_from([1, 3, 4])))
+    classes = data.draw(st.integers(1, 9))
+    pool = "avg" if variant.params > 1e8 else None
+    model = zoo.create_model(name, input_shape=shape, num_classes=classes, pool=pool)
+    logits = np.asarray(model(rw.uniform("x", (2, *shape), 0, 255), training=False))
+    assert logits.shape == (2, classes) and np.isfinite(logits).all()
+    assert sum(map(len, graph.groups(model).values())) == len(model.layers)
 
 
 @settings(few, max_examples=40)
