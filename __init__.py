@@ -6,9 +6,14 @@ Importing this package loads no TensorFlow: each public name is fetched on first
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# TensorFlow leaves oneDNN's kernels off on processors without AVX-512, where they are faster too
+# (benchmarks/RESULTS.md); it reads this when it is first imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # public name -> the room it lives in
 _PUBLIC = {

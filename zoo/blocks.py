@@ -34,16 +34,69 @@ def native_groups(model) -> None:
     hundreds of times backward. The layers stay `Conv2D`: files and other backends see no change.
     """
     keras: Any = _Lazy("keras")
-    if keras.config.backend() != "tensorflow":
+    grouped = [x for x in model.layers if isinstance(x, L.Conv2D) and x.groups > 1]
+    if not grouped or keras.config.backend() != "tensorflow":
         return
     tf: Any = _Lazy("tensorflow")
 
     def convolve(layer, inputs, kernel):
-        return tf.nn.conv2d(inputs, kernel, layer.strides, layer.padding.upper())
+        inputs, kernel = tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel)
+        strides, padding = layer.strides, layer.padding.upper()
+        if _grouped_gradients():
+            return tf.nn.conv2d(inputs, kernel, strides, padding)
+        return _convolve_by_groups(inputs, kernel, layer.groups, (1, *strides, 1), padding)
 
-    for layer in model.layers:
-        if isinstance(layer, L.Conv2D) and layer.groups > 1:
-            layer.convolution_op = functools.partial(convolve, layer)
+    for layer in grouped:
+        layer.convolution_op = functools.partial(convolve, layer)
+
+
+@functools.cache
+def _grouped_gradients() -> bool:
+    """Say whether this TensorFlow can differentiate its grouped convolution.
+
+    On a CPU only oneDNN's kernels can, and TensorFlow may run without them.
+    """
+    tf: Any = _Lazy("tensorflow")
+    with tf.init_scope():
+        try:
+            tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=(1, 4, 4, 4),
+                filter=tf.ones((3, 3, 2, 4)),
+                out_backprop=tf.ones((1, 4, 4, 4)),
+                strides=(1, 1, 1, 1),
+                padding="SAME",
+            )
+        except tf.errors.InvalidArgumentError:
+            return False
+    return True
+
+
+def _convolve_by_groups(inputs, kernel, groups: int, strides: tuple[int, ...], padding: str):
+    """Convolve in groups at once, and go back group by group."""
+    tf: Any = _Lazy("tensorflow")
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel):
+        def gradient(upstream):
+            parts = [tf.split(t, groups, axis=-1) for t in (inputs, kernel, upstream)]
+            options = {"strides": strides, "padding": padding}
+            down = [
+                tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=tf.shape(x), filter=k, out_backprop=dy, **options
+                )
+                for x, k, dy in zip(*parts, strict=True)
+            ]
+            own = [
+                tf.raw_ops.Conv2DBackpropFilter(
+                    input=x, filter_sizes=tf.shape(k), out_backprop=dy, **options
+                )
+                for x, k, dy in zip(*parts, strict=True)
+            ]
+            return tf.concat(down, -1), tf.concat(own, -1)
+
+        return tf.nn.conv2d(inputs, kernel, strides, padding), gradient
+
+    return convolve(inputs, kernel)
 
 
 def conv(

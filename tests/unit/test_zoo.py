@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -270,3 +271,24 @@ def test_from_scratch_an_image_leaves_its_mark():
         x = np.stack([rw.noise(64, 64), rw.photo()[:64, :64].astype("float32")])
         logits = np.asarray(model(x, training=False))
         assert 1e-2 < np.abs(logits[0] - logits[1]).max() < 1e2, name
+
+
+def test_grouped_convolutions_train_without_onednn():
+    """TensorFlow's own kernel has no gradient there: dlzoo goes back group by group."""
+    code = (
+        "import dlzoo, keras, numpy as np, tensorflow as tf\n"
+        "from dlzoo.zoo.blocks import conv, native_groups\n"
+        "x = keras.Input((9, 9, 12))\n"
+        "net = keras.Model(x, conv(x, 24, 3, 2, groups=3, name='c'))\n"
+        "images = np.random.default_rng(0).normal(size=(2, 9, 9, 12)).astype('float32')\n"
+        "def gradients():\n"
+        "    with tf.GradientTape() as tape:\n"
+        "        loss = tf.reduce_sum(net(images) ** 2)\n"
+        "    return [g.numpy() for g in tape.gradient(loss, net.trainable_variables)]\n"
+        "expected = gradients()\n"  # Keras' own way
+        "native_groups(net)\n"
+        "for a, b in zip(expected, gradients(), strict=True):\n"
+        "    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)\n"
+    )
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
