@@ -290,6 +290,7 @@ class Job:
                 quiet=self.config.quiet,
                 say=console.say,
                 log=console.log,
+                bar=console.progress,
             )
         if outcome.interrupted is not None:
             saved = sorted(directory.checkpoints.glob("step-*"))

@@ -1,8 +1,8 @@
 """The tf.data pipeline: deterministic, stateless, and resumable at any step.
 
 The order of an epoch is a permutation of (seed, epoch); the augmentation of a sample is a
-function of (seed, epoch, sample). Nothing depends on what was drawn before, on the number of
-threads, or on what is held in memory.
+function of (seed, epoch, content of the image). Nothing depends on what was drawn before, on the
+number of threads, or on what is held in memory.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .resize import reduce_pixels, resample, resize_rule, shorter_side
 __all__ = [
     "batches",
     "class_weights",
+    "identities",
     "load_image",
     "permutation",
     "resize_rule",
@@ -52,6 +53,7 @@ def batches(
     start_epoch: int = 0,
     start_step: int = 0,
     view: int | None = None,
+    rows: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Return the batches of a split, for one epoch or many.
@@ -71,8 +73,10 @@ def batches(
         epochs: the epoch after the last one.
         start_epoch, start_step: where to begin; what follows is what a run from the start
             would have seen from there on.
-        view: a pass over the records in their order, whose augmentation depends on (seed,
-            view, sample). View 0 is not augmented: the image that evaluation sees.
+        view: a pass over the records in their order, whose augmentation depends on (view,
+            sample) and on no seed, so that it is the same in every run. View 0 is not
+            augmented: the image that evaluation sees.
+        rows: the pass takes these records only; int64, in the order wanted.
         weights: per class (classes,), from `class_weights`; an image weighs as its class, or
             as its classes on average.
 
@@ -84,15 +88,18 @@ def batches(
         UsageError: an argument that makes no sense.
     """
     level = augmentation.level(augment)
-    records = data.records(split)
+    records, idents = data.records(split), identities(data, split).view(np.int64)
     if not records:
         raise DataError("data.split", f"the {split} split is empty", where=data.name)
     if batch < 1 or not 0 <= start_epoch <= epochs or start_step < 0:
         raise UsageError("usage.batches", f"batch {batch}, epochs {start_epoch} to {epochs}")
+    if rows is not None and view is None:
+        raise UsageError("usage.batches", "rows= says what a pass takes: give its view=, too")
     if view is not None:
         epochs, start_epoch, shuffle = 1, 0, False
         level = level if view > 0 else None
-    steps = -(-len(records) // batch)
+    every = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
+    steps = -(-len(every) // batch)
     labels, weight = data.labels(split), sample_weights(data, split, weights)
     images = _images(data, shorter_side(preprocess))
 
@@ -104,17 +111,19 @@ def batches(
             raise
 
     def order(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the key of an epoch, and its samples, filled up with -1 to whole batches."""
+        """Return keys (n, 2) of an epoch's samples, and the samples; -1 fills the last batch up."""
         indices = np.full(steps * batch, -1, np.int64)
-        every = np.arange(len(records))
-        indices[: len(records)] = permutation(len(records), seed, int(epoch)) if shuffle else every
-        key = _mix(seed, _EPOCH, int(epoch)) if view is None else _mix(seed, _VIEW, view)
-        return np.full(len(indices), key, np.uint64).view(np.int64), indices
+        indices[: len(every)] = permutation(len(records), seed, int(epoch)) if shuffle else every
+        key = _mix(seed, _EPOCH, int(epoch)) if view is None else _mix(_VIEW, view)
+        keys = np.full((len(indices), 2), key, np.uint64).view(np.int64)
+        keys[:, 1] = idents[indices]
+        return keys, indices
 
     def samples(epoch: tf.Tensor) -> tf.data.Dataset:
-        found = tf.numpy_function(order, [epoch], (tf.int64, tf.int64), stateful=False)
-        found = tuple(tf.ensure_shape(part, (steps * batch,)) for part in found)
-        return tf.data.Dataset.from_tensor_slices(found)
+        keys, indices = tf.numpy_function(order, [epoch], (tf.int64, tf.int64), stateful=False)
+        keys = tf.ensure_shape(keys, (steps * batch, 2))
+        indices = tf.ensure_shape(indices, (steps * batch,))
+        return tf.data.Dataset.from_tensor_slices((keys, indices))
 
     def sample(key: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def make() -> tf.Tensor:
@@ -122,7 +131,7 @@ def batches(
             pixels = tf.ensure_shape(pixels, (None, None, 3))
             if level is None:
                 return resize_rule(pixels, preprocess)
-            return _augmented(pixels, tf.stack([key, index]), level, data.flip, preprocess)
+            return _augmented(pixels, key, level, data.flip, preprocess)
 
         size = preprocess.size
         return index, tf.cond(index >= 0, make, lambda: tf.zeros((size, size, 3)))
@@ -215,6 +224,11 @@ def _hot(data: Data, split: str) -> np.ndarray:
     """Return one column per class, also for a binary task."""
     labels = data.labels(split)
     return np.concatenate([1 - labels, labels], axis=1) if data.task == "binary" else labels
+
+
+def identities(data: Data, split: str) -> np.ndarray:
+    """Return what each image is known by, uint64 (n,): the start of the hash of its content."""
+    return np.array([int(r.sha256[:16], 16) for r in data.records(split)], np.uint64)
 
 
 def sample_weights(data: Data, split: str, weights: np.ndarray | None) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+_home = tempfile.TemporaryDirectory(prefix="dlzoo-tests-")  # tests neither use nor fill the user's
+os.environ["DLZOO_HOME"] = _home.name
 sys.path.insert(0, str(Path(__file__).parent))  # for `golden` and `known_gaps`
 
 from known_gaps import KNOWN_GAPS

@@ -1,136 +1,367 @@
-"""What a frozen network computes, once for each image and view, and then fed to training.
+"""What frozen layers compute, kept on disk: once for each image and view, in this run and the next.
 
-With everything below a tap frozen, the tap's output is a constant of each (augmented) image.
-It is computed in one pass, kept as float16 in a memory-mapped file, and each epoch draws one
-of the views of every image.
+With everything below a tap frozen, the tap's output is a constant of the image. It is computed
+once by a fast engine, kept as float16, and found again by what it depends on: the layers and
+their weights, how the image is made, the view, and the content of the image file. So another
+head, another learning rate, another split or ten more photos cost what is new in them and
+nothing else. How it lies on disk is the matter of `shelf`.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import shutil
-import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from .. import files
 from ..data import Data
-from ..data.pipeline import batches, surfacing
+from ..data import augment as augmentation
+from ..data.pipeline import batches, identities, sample_weights, surfacing
+from ..errors import UsageError
+from ..zoo import graph
 from ..zoo.spec import Preprocess
-from .engine import Run
+from .engine import Engine
+from .engine import frozen as fastest
+from .shelf import Shelf, make_room, root
 
-FLOAT16 = (-65504.0, 65504.0)
-LARGE = 1 << 28  # bytes; larger arrays live in a file and not in memory
+FORMAT = 1  # of shelves, and of everything between an image file and what the network is given
 
 
 class Activations:
-    """Outputs of a frozen network: float16 `(views, n, ...)`, labels `(n, k)`, weights `(n,)`."""
+    """Outputs of a frozen network for the images of a split, in their order.
 
-    def __init__(self, values: np.ndarray, labels: np.ndarray, weights: np.ndarray):
-        self.values, self.labels, self.weights = values, labels, weights
+    Attributes:
+        shape: of one activation.
+        labels: float32 `(n, k)`. weights: float32 `(n,)`, of the images.
+        views: how many variants of each image there are; view 0 is the plain one.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[np.ndarray],
+        places: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+    ):
+        self._shards, self._places = shards, places  # int64 (views, n, 2): shard, row
+        self.shape = tuple(shards[0].shape[1:])
+        self.labels, self.weights, self.views = labels, weights, len(places)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
+        """Return float32 `(len(indices), ...)`: image `indices[i]` in its view `views[i]`."""
+        found = np.empty((len(indices), *self.shape), "float32")
+        place = self._places[views, indices]
+        for shard in np.unique(place[:, 0]):
+            here = np.flatnonzero(place[:, 0] == shard)
+            found[here] = self._shards[shard][place[here, 1]]
+        return found
+
+    def all(self, view: int = 0) -> np.ndarray:
+        """Return every image's activation as one float32 array."""
+        return self.take(np.arange(len(self)), view)
+
     def batches(
-        self, batch: int, *, seed: int = 0, epochs: int = 1, start_epoch: int = 0, shuffle=False
+        self,
+        batch: int,
+        *,
+        seed: int = 0,
+        epochs: int = 1,
+        start_epoch: int = 0,
+        start_step: int = 0,
+        shuffle: bool = False,
+        mixup: float = 0.0,
     ):
         """Return a tf.data.Dataset of (activation, label, weight), epoch after epoch.
 
         The order is a permutation from (seed, epoch), and image i shows view i + epoch: so
         every epoch is known without those before it.
+
+        Args:
+            mixup: alpha of the Beta distribution that each batch's share is drawn from
+                (arXiv:1710.09412, here on activations: arXiv:1806.05236); 0 mixes nothing.
         """
         import tensorflow as tf
 
-        n, views = len(self), len(self.values)
-        steps = math.ceil(n / batch)
+        n, steps = len(self), math.ceil(len(self) / batch)
 
         def gather(at):
             epoch, step = divmod(int(at), steps)
             order = np.random.default_rng([seed, epoch]).permutation(n) if shuffle else np.arange(n)
             chosen = order[step * batch : (step + 1) * batch]
-            values = self.values[(chosen + epoch) % views if shuffle else 0, chosen]
-            return values.astype("float32"), self.labels[chosen], self.weights[chosen]
+            x = self.take(chosen, (chosen + epoch) % self.views if shuffle else 0)
+            y, weight = self.labels[chosen], self.weights[chosen]
+            if mixup:
+                x, y, weight = mix(x, y, weight, np.random.default_rng([seed, epoch, step]), mixup)
+            return x, y, weight
 
         def load(at):
             x, y, w = tf.numpy_function(gather, [at], [tf.float32] * 3)
-            x.set_shape((None, *self.values.shape[2:]))
+            x.set_shape((None, *self.shape))
             y.set_shape((None, self.labels.shape[1]))
             w.set_shape((None,))
             return x, y, w
 
-        steps_in_all = tf.data.Dataset.range(start_epoch * steps, epochs * steps)
+        steps_in_all = tf.data.Dataset.range(start_epoch * steps + start_step, epochs * steps)
         return steps_in_all.map(load, num_parallel_calls=2).prefetch(4)
 
 
-class Store:
-    """A folder of activations that goes away with the process, below dlzoo's cache."""
-
-    def __init__(self) -> None:
-        parent = files.home() / "activations"
-        parent.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=parent, prefix="run-")
-        self._count = 0
-
-    def new(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an uninitialised float16 array, in a file if it is large."""
-        if 2 * math.prod(shape) < LARGE:
-            return np.empty(shape, "float16")
-        self._count += 1
-        path = Path(self._folder.name) / f"{self._count}.npy"
-        return np.lib.format.open_memmap(path, "w+", "float16", shape)
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Say whether there is room on the disk, with a tenth of it to spare."""
-        disk = shutil.disk_usage(self._folder.name)
-        return 2 * math.prod(shape) < disk.free - disk.total // 10
-
-    def close(self) -> None:
-        self._folder.cleanup()
+def mix(
+    x: np.ndarray, y: np.ndarray, weight: np.ndarray, rng: np.random.Generator, alpha: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return every sample mixed with another one of the batch, all by the same share."""
+    share = np.float32(rng.beta(alpha, alpha))
+    other = rng.permutation(len(x))
+    return tuple(share * a + (1 - share) * a[other] for a in (x, y, weight))  # type: ignore[return-value]
 
 
-def compute(
-    run: Run,
-    output: tuple[int, ...],
-    data: Data,
-    split: str,
-    rule: Preprocess,
-    *,
-    store: Store,
-    views: int = 1,
-    augment: str = "none",
-    seed: int = 0,
-    weights: np.ndarray | None = None,
-    batch: int = 32,
-    done: Callable[[int], None] = lambda images: None,
-) -> Activations:
-    """Pass a split through the frozen network, `views` times; view 0 is the plain image.
+@dataclass
+class Speed:
+    """What a pass cost: images computed, seconds in all, and those spent waiting for images."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def __str__(self) -> str:
+        rate = self.images / max(self.seconds, 1e-9)
+        return (
+            f"{self.images:,} images, {self.seconds:.1f} s, {rate:.0f} img/s "
+            f"({self.waited / max(self.seconds, 1e-9):.0%} waiting for images)"
+        )
+
+
+class Frozen:
+    """The frozen layers of a model, how images are made for them, and what they give.
 
     Args:
-        run: images to activations, see `engine.frozen`. output: shape of one activation.
-        weights: of the classes, see `data.pipeline.class_weights`.
-        done: called with the number of images computed, after each batch.
+        model: from `create_model`. The layers below a place must not train while the
+            activations of that place are in use; if they have, they are new ones.
+        data: images. rule: how they are made.
+        augment: level of the views after the first.
+        batch: images computed at a time.
+        leave: called with the number of images after each batch; raises to give up.
+        say: told who is being waited for.
+        bar: gives, for a label, a context in which (done, total) images are shown.
+
+    Attributes:
+        speed: what has been computed so far.
     """
-    n = data.splits[split]
-    values = store.new((views, n, *output))
-    labels, each = data.labels(split), np.empty(n, "float32")
-    for view in range(views):
-        at = 0
-        view_of = batches(
-            data, split, rule, batch=batch, augment=augment, seed=seed, view=view, weights=weights
+
+    def __init__(
+        self,
+        model: keras.Model,
+        data: Data,
+        rule: Preprocess,
+        *,
+        augment: str = "none",
+        batch: int = 32,
+        leave: Callable[[int], None] = lambda images: None,
+        say: Callable[[str], None] = lambda line: None,
+        bar: Callable[[str], Any] = lambda label: nullcontext(lambda done, total: None),
+    ):
+        self.bar, self._tell = bar, lambda images: None
+        self.model, self.data, self.rule = model, data, rule
+        self.augment, self.batch, self.leave, self.say = augment, batch, leave, say
+        self.speed = Speed()
+        self._bottoms: dict[str, keras.Model] = {}
+        self._shelves: dict[Path, Shelf] = {}
+        self._engines: dict[Any, Engine] = {}
+
+    def bottom(self, place: str) -> keras.Model:
+        """Return the model up to a place: a tap or `features`."""
+        if place not in self._bottoms:
+            self._bottoms[place], _ = graph.cut(self.model, place)
+        return self._bottoms[place]
+
+    def shelf(self, place: str, view: int, layers: str | None = None) -> Shelf:
+        """Return where the activations of a place and view are kept.
+
+        Args:
+            layers: `digest` of the layers below, if it is known already.
+        """
+        level = augmentation.level(self.augment) if view else None
+        # without a level there is but the one view, whatever its number
+        how = {"view": view, "flip": self.data.flip, **asdict(level)} if level else None
+        rule = {key: getattr(self.rule, key) for key in ("size", "crop", "interpolation")}
+        layers = layers or digest(self.bottom(place))
+        facts = {"format": FORMAT, "rule": rule, "view": how, "layers": layers}
+        folder = root() / files.sha256(json.dumps(facts, sort_keys=True).encode())[:32]
+        if folder not in self._shelves:
+            about = {"model": self.model.name, "place": place, "view": view, **rule}
+            about |= {"augment": self.augment if level else "none", "layers": layers}
+            shape = tuple(self.bottom(place).output.shape[1:])
+            self._shelves[folder] = Shelf(folder, shape, about)
+        return self._shelves[folder]
+
+    def shelves(self, places: Iterable[str], views: int = 1) -> dict[tuple[str, int], Shelf]:
+        """Return the shelves of some places and views."""
+        layers = {place: digest(self.bottom(place)) for place in places}
+        return {(p, v): self.shelf(p, v, layers[p]) for p in layers for v in range(views)}
+
+    def missing(self, places: Iterable[str], splits: Iterable[str], views: int = 1) -> int:
+        """Return how many images x views would have to be computed."""
+        every = self.shelves(places, views)
+        return sum(
+            int((~np.all([s.holds(ids) for (_, v), s in every.items() if v == view], axis=0)).sum())
+            for ids in (identities(self.data, split) for split in splits)
+            for view in range(views)
         )
-        with surfacing(data):
-            for images, _, weight in view_of:
-                here = slice(at, at := at + len(weight))
-                values[view, here] = np.clip(run(images.numpy()), *FLOAT16)
-                each[here] = weight
-                done(len(weight))
-    return Activations(values, labels, each)
+
+    def room(self, places: Iterable[str], images: int, views: int = 1) -> bool:
+        """Say whether that many activations can be kept; older ones may have to go."""
+        every = self.shelves(places, views)
+        size = sum(2 * math.prod(shelf.shape) for shelf in every.values())
+        return make_room(size * images, keep=[shelf.folder for shelf in every.values()])
+
+    @contextmanager
+    def passing(self, label: str, images: int) -> Iterator[None]:
+        """Show how far the computing of so many images is, and start counting its speed anew."""
+        self.speed = Speed()
+        with self.bar(label) if images else nullcontext(lambda done, total: None) as tell:
+            self._tell = lambda done: tell(min(done, images), images)
+            try:
+                yield
+            finally:
+                self._tell = lambda done: None
+
+    def engine(self, places: Sequence[str], work: float | None = None) -> Engine:
+        """Return the engine that computes some places in one pass."""
+        layers = {place: digest(self.bottom(place)) for place in places}
+        return self._engine(layers, work)
+
+    def activations(
+        self,
+        places: Sequence[str],
+        split: str,
+        *,
+        views: int = 1,
+        weights: np.ndarray | None = None,
+        work: float | None = None,
+    ) -> dict[str, Activations]:
+        """Return the activations of a split at some places, computing what is not there yet.
+
+        Args:
+            places: taps or `features`; what lacks at several is computed in one pass.
+            split: `train`, `val` or `test`. views: of each image.
+            weights: of the classes, see `data.pipeline.class_weights`.
+            work: GMACs to be computed in all, see `engine.frozen`.
+
+        Raises:
+            ResourceError: `resource.disk`; what was computed so far is kept.
+        """
+        ids, shelves = identities(self.data, split), self.shelves(places, views)
+        for view in range(views):
+            self._fill({p: shelves[p, view] for p in places}, split, ids, view, work)
+        labels = self.data.labels(split)
+        of_images = sample_weights(self.data, split, weights)
+        found = {}
+        for place in places:
+            shards: list[np.ndarray] = []
+            where = []
+            for view in range(views):
+                some, at = shelves[place, view].locate(ids)
+                where.append(at + [len(shards), 0])
+                shards += some
+            found[place] = Activations(shards, np.stack(where), labels, of_images)
+        return found
+
+    def _fill(
+        self, shelves: dict[str, Shelf], split: str, ids: np.ndarray, view: int, work: float | None
+    ) -> None:
+        """Compute for one view what is not on the shelves."""
+        with ExitStack() as held:
+            for shelf in sorted(shelves.values(), key=lambda s: s.folder):  # one order for all
+                if not shelf.holds(ids).all():
+                    held.enter_context(shelf.writing(self._waiting))
+            # what was waited for may be there now
+            lacking = {p: ~s.holds(ids) for p, s in shelves.items()}
+            lacking = {p: missing for p, missing in lacking.items() if missing.any()}
+            if lacking:
+                rows = np.flatnonzero(np.any(list(lacking.values()), axis=0))
+                rows = np.sort(rows[np.unique(ids[rows], return_index=True)[1]])  # copies, once
+                self._compute({p: shelves[p] for p in lacking}, split, ids, rows, view, work)
+        for shelf in shelves.values():
+            shelf.touch()
+
+    def _compute(self, shelves: dict[str, Shelf], split, ids, rows, view, work) -> None:
+        run = self._engine({place: s.about["layers"] for place, s in shelves.items()}, work)
+        images_of = batches(
+            self.data,
+            split,
+            self.rule,
+            batch=self.batch,
+            augment=self.augment,
+            view=view,
+            rows=rows,
+        )
+        writers = [shelf.writer() for shelf in shelves.values()]
+        began = mark = time.perf_counter()
+        done = 0
+        try:
+            with surfacing(self.data):
+                for images, *_ in images_of:
+                    self.speed.waited += time.perf_counter() - mark
+                    answers = run(images.numpy())
+                    for writer, values in zip(writers, answers, strict=True):
+                        writer.add(ids[rows[done : done + len(images)]], values)
+                    done += len(images)
+                    self._tell(self.speed.images + done)
+                    self.leave(len(images))
+                    mark = time.perf_counter()
+        finally:
+            for writer in writers:
+                writer.close()
+            self.speed.images += done
+            self.speed.seconds += time.perf_counter() - began
+
+    def _engine(self, layers: dict[str, str], work: float | None) -> Engine:
+        key = tuple(layers.items())
+        if key not in self._engines:
+            outputs = [self.bottom(place).output for place in layers]
+            bottom = keras.Model(self.model.input, outputs, name=self.model.name)
+            self._engines[key] = fastest(bottom, batch=self.batch, work=work)
+        return self._engines[key]
+
+    def _waiting(self) -> None:
+        self.say("waiting for another process that computes the same activations")
 
 
-def shape_of(bottom: keras.Model) -> tuple[int, ...]:
-    """Return the shape of one activation, without the batch."""
-    return tuple(bottom.output.shape[1:])
+def deepest(frozen: Frozen, split: str) -> str | None:
+    """Return the deepest place at which all plain images of a split are in the cache."""
+    for place in ("features", *reversed(graph.taps(frozen.model))):
+        try:
+            if not frozen.missing([place], [split]):
+                return place
+        except UsageError:  # no cut can be made there
+            continue
+    return None
+
+
+def digest(bottom: keras.Model) -> str:
+    """Return a hash of the layers of a model and of all their weights."""
+    layers = [
+        {"class": type(layer).__name__, "config": layer.get_config()} for layer in bottom.layers
+    ]
+    inner = json.dumps([layers, _links(bottom)], sort_keys=True, default=str).encode()
+    parts = [inner, *(np.ascontiguousarray(w).tobytes() for w in bottom.get_weights())]
+    return files.sha256("".join(files.sha256(part) for part in parts).encode())
+
+
+def _links(model: keras.Model) -> list[Any]:
+    """Return which layer takes what, by name."""
+    return [
+        [layer.name, [source.name for source in graph.sources(layer)]]
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.InputLayer)
+    ]

@@ -1,16 +1,19 @@
 """Run a frozen network as fast as this machine can.
 
 On a CPU, LiteRT with XNNPACK computes a convolutional network several times faster than the
-training framework does (benchmarks/RESULTS.md), and it comes with TensorFlow. It is checked
-against Keras on the first batch; where it cannot be used, a compiled tf.function serves.
+training framework does (benchmarks/RESULTS.md), and it comes with TensorFlow; ONNX Runtime is
+faster still on networks of few large convolutions, where its extra is installed. Whatever is
+used is compared with Keras on the first batch; if it differs, Keras computes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,95 +24,162 @@ from .. import files
 log = logging.getLogger("dlzoo")
 TOLERANCE = 1e-2  # relative to the largest value of the batch; observed: below 1e-5
 CONVERSION = 200.0  # GMACs of work below which converting takes longer than it saves
+LARGE = 20_000.0  # GMACs of work from which it pays to convert for two engines and compare
 
-Run = Callable[[np.ndarray], np.ndarray]
+Compute = Callable[[np.ndarray], list[np.ndarray]]  # of exactly one batch
 
 
-def frozen(model: keras.Model, *, batch: int = 32, work: float | None = None) -> Run:
-    """Return a function that computes `model` in inference mode.
+class Engine:
+    """A frozen network on its fastest engine: `engine(images)`, any number of them.
+
+    Attributes:
+        name: `keras`, `litert` or `onnx`; before the first batch, what will be tried.
+        seconds: for each engine that computed the first batch: how long that took.
+    """
+
+    def __init__(self, batch: int, plain: Compute, others: dict[str, Compute], label: str):
+        self.batch, self.seconds = batch, dict[str, float]()
+        self._plain, self._others, self._label = plain, others, label
+        self._chosen: Compute | None = None if others else plain
+        self.name = " or ".join(others) or "keras"
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return the outputs for images.
+
+        Args:
+            images: `(n, height, width, channels)` in 0..255.
+
+        Returns:
+            One float32 `(n, ...)` for each output of the network.
+        """
+        parts = []
+        for start in range(0, len(images), self.batch):
+            part = np.asarray(images[start : start + self.batch], "float32")
+            n = len(part)
+            if n < self.batch:
+                part = np.concatenate([part, np.repeat(part[-1:], self.batch - n, axis=0)])
+            compute = self._chosen or self._choose(part)
+            parts.append([np.array(out[:n], "float32") for out in compute(part)])
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    def _choose(self, images: np.ndarray) -> Compute:
+        """Take the fastest engine that agrees with Keras on a batch, for good."""
+        expected = self._timed("keras", self._plain, images)
+        self._chosen, self.name, best = self._plain, "keras", float("inf")
+        for name, compute in self._others.items():
+            found = self._timed(name, compute, images)
+            off = max(_difference(a, b) for a, b in zip(expected, found, strict=True))
+            if not off <= TOLERANCE:  # also true of NaN
+                warnings.warn(
+                    f"{name} differs from Keras by {off:.1e} on {self._label}; it is not used",
+                    stacklevel=4,
+                )
+            elif self.seconds[name] < best:
+                self._chosen, self.name, best = compute, name, self.seconds[name]
+                log.debug("%s agrees with Keras on %s to %.1e", name, self._label, off)
+        return self._chosen
+
+    def _timed(self, name: str, compute: Compute, images: np.ndarray) -> list[np.ndarray]:
+        if len(self._others) > 1:  # the first call prepares this and that: do not count it
+            compute(images)
+        began = time.perf_counter()
+        answers = [np.array(out) for out in compute(images)]
+        self.seconds[name] = time.perf_counter() - began
+        return answers
+
+
+def frozen(model: keras.Model, *, batch: int = 32, work: float | None = None) -> Engine:
+    """Return what computes `model` in inference mode.
 
     Args:
-        model: one image input of known size, one output.
-        batch: images computed at a time; any number may be given to the function.
+        model: one image input of known size, one or several outputs.
+        batch: images computed at a time; any number may be given to the engine.
         work: GMACs to be computed in all, if known: little work is not worth converting.
-
-    Returns:
-        `run(images)`: float32 `(n, height, width, channels)` to float32 `(n, ...)`.
     """
     import tensorflow as tf
 
-    plain = _keras(model)
-    if tf.config.list_physical_devices("GPU") or (work is not None and work < CONVERSION):
-        return plain
-    try:
-        fast = _litert(model, batch)
-    except Exception as error:
-        warnings.warn(f"LiteRT cannot run {model.name} ({error}); Keras does", stacklevel=2)
-        return plain
-    return _checked(fast, plain, model.name)
-
-
-def _checked(fast: Run, plain: Run, name: str) -> Run:
-    """Compare on the first batch, then stay with the fast one, or fall back for good."""
-    chosen: list[Run] = []
-
-    def run(images: np.ndarray) -> np.ndarray:
-        if chosen:
-            return chosen[0](images)
-        few = images[:4]
-        expected, found = plain(few), fast(few)
-        off = float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-6))
-        if off <= TOLERANCE:  # NaN is not
-            log.debug("LiteRT agrees with Keras on %s to %.1e", name, off)
-            chosen.append(fast)
-        else:
-            warnings.warn(
-                f"LiteRT differs from Keras by {off:.1e} on {name}; Keras is used", stacklevel=3
-            )
-            chosen.append(plain)
-        return chosen[0](images)
-
-    return run
-
-
-def _keras(model: keras.Model) -> Run:
-    import tensorflow as tf
-
-    # Not model.predict: it would compile with XLA, which is slow for convolutions on a CPU.
-    forward = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
-    return lambda images: forward(tf.constant(images, "float32")).numpy().astype("float32")
-
-
-def _litert(model: keras.Model, batch: int) -> Run:
-    import tensorflow as tf
-
     shape = (batch, *model.inputs[0].shape[1:])
-    forward = tf.function(lambda x: model(x, training=False), autograph=False)
-    concrete = forward.get_concrete_function(tf.TensorSpec(shape, tf.float32))
+    # Not model.predict: it would compile with XLA, which is slow for convolutions on a CPU.
+    forward = tf.function(
+        lambda x: keras.tree.flatten(model(x, training=False)), autograph=False
+    ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
+
+    def plain(images: np.ndarray) -> list[np.ndarray]:
+        return [out.numpy() for out in forward(tf.constant(images))]
+
+    others: dict[str, Compute] = {}
+    if not tf.config.list_physical_devices("GPU") and (work is None or work >= CONVERSION):
+        makers: dict[str, Callable[[], Compute]] = {"litert": lambda: _litert(forward)}
+        if (work or 0) >= LARGE and _installed("onnxruntime", "tf2onnx"):
+            makers["onnx"] = lambda: _onnx(model, shape)
+        for name, make in makers.items():
+            try:
+                others[name] = make()
+            except Exception as error:
+                warnings.warn(f"{name} cannot run {model.name}: {error}", stacklevel=2)
+    return Engine(batch, plain, others, model.name)
+
+
+def threads() -> int:
+    """Return the number of processors this process may use."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return here or 1
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    return float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-6))
+
+
+def _installed(*packages: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def _litert(forward: Any) -> Compute:
+    import tensorflow as tf
+
     # Without the model as second argument: with it, the converter leaves out Keras' weights.
-    content = tf.lite.TFLiteConverter.from_concrete_functions([concrete]).convert()
+    content = tf.lite.TFLiteConverter.from_concrete_functions([forward]).convert()
     interpreter = _interpreter(content)
     source = interpreter.get_input_details()[0]["index"]
-    target = interpreter.get_output_details()[0]["index"]
+    targets = _in_order(interpreter.get_output_details())
 
-    def run(images: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(images), batch):
-            part = np.asarray(images[start : start + batch], "float32")
-            missing = batch - len(part)
-            if missing:
-                part = np.concatenate([part, np.zeros((missing, *part.shape[1:]), "float32")])
-            interpreter.set_tensor(source, part)
-            interpreter.invoke()
-            parts.append(interpreter.get_tensor(target)[: batch - missing].copy())
-        return np.concatenate(parts)
+    def compute(images: np.ndarray) -> list[np.ndarray]:
+        interpreter.set_tensor(source, images)
+        interpreter.invoke()
+        return [interpreter.get_tensor(target) for target in targets]
 
-    return run
+    return compute
+
+
+def _in_order(details: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the tensors of the outputs in the order of the function: Identity, Identity_1, ..."""
+
+    def number(detail: dict[str, Any]) -> int:
+        digits = detail["name"].partition(":")[0].rpartition("_")[2]
+        return int(digits) if digits.isdigit() else 0
+
+    return [detail["index"] for detail in sorted(details, key=number)]
+
+
+def _onnx(model: keras.Model, shape: tuple[int, ...]) -> Compute:
+    import onnxruntime
+    import tensorflow as tf
+    import tf2onnx
+
+    forward = tf.function(lambda x: keras.tree.flatten(model(x, training=False)), autograph=False)
+    content, _ = tf2onnx.convert.from_function(
+        forward, input_signature=[tf.TensorSpec(shape, tf.float32, name="images")], opset=17
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    session = onnxruntime.InferenceSession(
+        content.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(None, {"images": images})
 
 
 def _interpreter(content: bytes) -> Any:
     """Return LiteRT's interpreter, from its own package if installed, else TensorFlow's."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -118,6 +188,6 @@ def _interpreter(content: bytes) -> Any:
         Interpreter = tf.lite.Interpreter
     with warnings.catch_warnings(), files.stderr_away():  # it logs its delegate there
         warnings.simplefilter("ignore")  # TensorFlow's word on where the class will move
-        interpreter = Interpreter(model_content=content, num_threads=threads)
+        interpreter = Interpreter(model_content=content, num_threads=threads())
         interpreter.allocate_tensors()
     return interpreter

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,19 @@ from ..callbacks import (
 )
 from ..data import Data
 from ..data.pipeline import batches, class_weights, sample_weights, surfacing
+from ..data.records import SPLITS
 from ..zoo import graph
 from ..zoo.spec import Preprocess
-from . import cache, engine, state
+from . import engine, estimate, probe, state
+from .cache import Activations, Frozen
 from .freeze import Split, frozen_part, unfreeze
 from .losses import make_loss, make_metrics, regularize
 from .optim import layer_multipliers, make_optimizer
-from .plan import Plan, Stage
+from .plan import HEAD_BY_STEPS, LBFGS, Plan, Stage
+from .tail import trainable_view
 
 MONITORS = ("loss", "acc", "val_loss", "val_acc")
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass
@@ -68,6 +73,7 @@ def train(
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
     log: Callable[[str], None] | None = None,
+    bar: Bar = lambda label: nullcontext(lambda done, total: None),
 ) -> Outcome:
     """Train `model` in place; it ends with the best weights of all stages.
 
@@ -76,9 +82,10 @@ def train(
         rule: how images are made for it.
         folder: of the run; metrics.csv and checkpoints go there. None keeps all in memory.
         resume: go on from the newest checkpoint in `folder`, if there is one.
-        use_cache: compute frozen layers once; None: whenever nothing below trains.
+        use_cache: compute frozen layers once; None: wherever that is estimated to be faster.
         say: called with lines for people: what a stage trains, how long a pass took.
         log: called with the line of each epoch, for a file.
+        bar: gives, for a label, a context in which (done, total) images are shown.
 
     Raises:
         UsageError: `train.unknown-monitor`, before anything is computed.
@@ -88,7 +95,7 @@ def train(
     check_monitor(plan.monitor, MONITORS)
     with StopOnSignal(cut_validation=True) as stop:
         progress = Progress(images=data.splits["train"], quiet=quiet, log=log)
-        job = _Training(model, data, plan, rule, folder, use_cache, progress, say, stop)
+        job = _Training(model, data, plan, rule, folder, use_cache, progress, say, stop, bar)
         return job.run(resume)
 
 
@@ -110,11 +117,11 @@ def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> li
             forward = engine.frozen(split.bottom, work=0)
             forward(x.numpy()[:1])
             began = time.perf_counter()
-            x, trained = forward(x.numpy()), split.top
+            (x,), trained = forward(x.numpy()), split.top
             per_image = (time.perf_counter() - began) / len(labels)
             seconds = per_image * (stage.views * data.splits["train"] + data.splits["val"])
         trained.compile(
-            make_optimizer(stage.optimizer, stage.lr),
+            make_optimizer("adamw" if stage.optimizer == LBFGS else stage.optimizer, stage.lr),
             make_loss(data.task, plan.label_smoothing),
             metrics=make_metrics(data.task),
             jit_compile=False,
@@ -142,7 +149,7 @@ def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> li
 class _Training:
     """One run through the stages: what they share, and the steps of each."""
 
-    def __init__(self, model, data, plan: Plan, rule, folder, use_cache, progress, say, stop):
+    def __init__(self, model, data, plan: Plan, rule, folder, use_cache, progress, say, stop, bar):
         self.model, self.data, self.plan, self.rule = model, data, plan, rule
         self.folder, self.use_cache, self.say, self.stop = folder, use_cache, say, stop
         self.checkpoints = None if folder is None else folder / "ckpt"
@@ -159,8 +166,12 @@ class _Training:
             of_samples = sample_weights(data, "train", self.weights)
         loss, accuracy = chance(labels, of_samples)
         self.guard = StopOnDivergence(chance_loss=loss, chance_acc=accuracy)
-        self.store = cache.Store()
+        self.frozen = Frozen(
+            model, data, rule, augment=plan.augment, leave=self.leave_if_asked, say=say, bar=bar
+        )
         self.outcome = Outcome()
+        self.activations: dict[str, Activations] = {}  # of the stage, by split
+        self._places: dict[str, str] | None = None  # by stage
 
     def run(self, resume: bool) -> Outcome:
         start, first_epoch, checkpoint = 0, 0, None
@@ -180,7 +191,6 @@ class _Training:
                 raise
         finally:
             self.best.restore()
-            self.store.close()
         best = self.best
         self.outcome.rows = self.history.rows
         self.outcome.best = {"value": best.best, "epoch": best.epoch, "stage": best.best_stage}
@@ -200,6 +210,10 @@ class _Training:
         groups = unfreeze(self.model, stage.unfreeze, train_bn=self.plan.train_bn)
         regularize(self.model.layers, self.plan.l1, self.plan.l2)
         split = frozen_part(self.model) if self.use_cache is not False else None
+        if stage.optimizer == LBFGS and not self.convex(split):
+            stage = replace(HEAD_BY_STEPS, name=stage.name, unfreeze=stage.unfreeze)
+        if split and self.use_cache is None and not self.pays(split, stage):
+            split = None
         facts = {
             "name": stage.name,
             "groups": groups,
@@ -219,17 +233,52 @@ class _Training:
                 f"stage {stage.name}: trains {', '.join(groups)}; {facts['trainable']:,} parameters"
                 + (f"; all below {split.at} is computed once" if split else "")
             )
-            self.fit(index, first_epoch, checkpoint, split, callbacks, resumable)
+            self.fit(index, stage, first_epoch, checkpoint, split, callbacks, resumable)
         facts["seconds"] = round(time.perf_counter() - began, 2)
         self.outcome.stages.append(facts)
 
-    def fit(self, index, first_epoch, checkpoint, split: Split | None, callbacks, resumable):
+    def convex(self, split: Split | None) -> bool:
+        """Say whether the stage trains the last layer alone, with no penalty of the user's."""
+        if split is None or split.at != "features" or self.plan.l1 or self.plan.l2:
+            return False
+        trained = [layer.name for layer in split.top.layers if layer.trainable_weights]
+        return trained == ["logits"]
+
+    def pays(self, split: Split, stage: Stage) -> bool:
+        """Say whether computing the frozen layers once is estimated to be faster; tell why."""
+        n, places = self.data.splits, [split.at]
+        missing = self.frozen.missing(places, ["train"], stage.views)
+        missing += self.frozen.missing(places, ["val"])
+        if not missing or stage.optimizer == LBFGS:
+            return True
+        found = estimate.stage(
+            estimate.rates(self.frozen, self.places(stage)), split, stage, n, missing
+        )
+        self.say(f"stage {stage.name}: {found}")
+        return found.cached <= found.live
+
+    def places(self, stage: Stage) -> list[str]:
+        """Return where this stage and, on the plain images, later ones want activations."""
+        if self._places is None:
+            before = [layer.trainable for layer in self.model.layers]
+            self._places = {}
+            for each in self.plan.stages:
+                unfreeze(self.model, each.unfreeze, train_bn=self.plan.train_bn)
+                if split := frozen_part(self.model):
+                    self._places[each.name] = split.at
+            for layer, trainable in zip(self.model.layers, before, strict=True):
+                layer.trainable = trainable
+        names = [each.name for each in self.plan.stages]
+        later = [self._places.get(name) for name in names[names.index(stage.name) :]]
+        return list(dict.fromkeys(place for place in later if place))
+
+    def fit(self, index, stage, first_epoch, checkpoint, split: Split | None, callbacks, resumable):
         """Train what the stage has unfrozen, from `first_epoch` on."""
-        stage = self.plan.stages[index]
         train_set, val_set = self.cached(split, stage) if split else self.live(stage)
-        trained = split.top if split else self.model
+        trained = trainable_view(split.top) if split else self.model
+        by_steps = stage.optimizer != LBFGS
         optimizer = make_optimizer(
-            stage.optimizer,
+            stage.optimizer if by_steps else "sgd",
             stage.lr,
             weight_decay=stage.weight_decay,
             multipliers=layer_multipliers(graph.groups(self.model), stage.decay),
@@ -244,7 +293,13 @@ class _Training:
             jit_compile=False,  # XLA makes convolutions several times slower on a CPU
         )
         if self.checkpoints:
-            callbacks.append(_Checkpointer(self, self.checkpoints, index, resumable, optimizer))
+            epochs = stage.epochs if by_steps else 1
+            callbacks.append(
+                _Checkpointer(self, self.checkpoints, index, epochs, resumable, optimizer)
+            )
+        if not by_steps:
+            self.converge(stage, trained, callbacks)
+            return
         with surfacing(self.data):
             trained.fit(
                 train_set(first_epoch),
@@ -256,6 +311,28 @@ class _Training:
                 shuffle=False,  # the datasets bring their order along
                 verbose=0,
             )
+
+    def converge(self, stage: Stage, trained: keras.Model, callbacks) -> None:
+        """Solve for the last layer; to the callbacks that is one epoch."""
+        every = keras.callbacks.CallbackList(callbacks, model=trained, epochs=1, steps=1)
+        every.on_train_begin()
+        every.on_epoch_begin(0)
+        train, val = self.activations["train"], self.activations["val"]
+        found = probe.fit(
+            (train.all(), train.labels, train.weights),
+            (val.all(), val.labels, val.weights),
+            self.data.task,
+            label_smoothing=self.plan.label_smoothing,
+            leave=self.leave_if_asked,
+        )
+        self.model.get_layer("logits").set_weights([found.kernel, found.bias])
+        self.say(
+            f"stage {stage.name}: converged, {len(found.rows)} penalties; l2 {found.l2:.1e} is best"
+        )
+        chosen = next(row for row in found.rows if row["l2"] == found.l2)
+        every.on_train_batch_end(0)
+        every.on_epoch_end(0, {name: v for name, v in chosen.items() if name != "l2"})
+        every.on_train_end()
 
     def callbacks(self, stage: Stage, steps: int) -> list[keras.callbacks.Callback]:
         total = stage.epochs * steps
@@ -286,31 +363,41 @@ class _Training:
 
     def cached(self, split: Split, stage: Stage):
         """Return the two datasets of activations; falls back on images where disk is short."""
-        shape, n = cache.shape_of(split.bottom), self.data.splits
-        if not self.store.fits((stage.views * n["train"] + n["val"], *shape)):
+        splits = [name for name in SPLITS if self.data.splits[name]]
+        places, frozen = self.places(stage), self.frozen
+        images = {name: self.data.splits[name] for name in splits}
+        extra = (stage.views - 1) * images["train"]
+        if not (
+            frozen.room(places, sum(images.values()))
+            and (stage.views == 1 or frozen.room([split.at], extra))
+        ):
             self.say("not enough disk for activations: computing every layer in every epoch")
             return self.live(stage)
-        began, images = time.perf_counter(), stage.views * n["train"] + n["val"]
-        run = engine.frozen(split.bottom, work=images * graph.gmacs(split.bottom))
-
-        def compute(name, views):
-            return cache.compute(
-                run, shape, self.data, name, self.rule, store=self.store, views=views,
-                augment=self.plan.augment, seed=self.plan.seed,
-                weights=self.weights if name == "train" else None, done=self.leave_if_asked,
-            )  # fmt: skip
-
-        train, val = compute("train", stage.views), compute("val", 1)
-        spent = time.perf_counter() - began
+        # The test photos, too: they are measured on these activations in the end.
+        missing = frozen.missing(places, splits)
+        missing += frozen.missing([split.at], ["train"], stage.views) if extra else 0
+        work = missing * graph.gmacs(split.bottom)
+        found = {}
+        with frozen.passing(f"frozen layers up to {split.at}", missing):
+            for name in splits:
+                weights = self.weights if name == "train" else None
+                of_places = frozen.activations(places, name, weights=weights, work=work)
+                found[name] = of_places[split.at]
+            if extra:
+                found["train"] = frozen.activations(
+                    [split.at], "train", views=stage.views, weights=self.weights, work=work
+                )[split.at]
         self.say(
-            f"frozen pass up to {split.at}: {images:,} images "
-            f"({stage.views} views), {spent:.1f} s, {images / spent:.0f} img/s"
+            f"frozen layers up to {split.at} ({stage.views} views): "
+            + (f"{frozen.speed}" if missing else "all from the cache")
         )
+        self.activations = found
+        train, val = found["train"], found["val"]
 
         def train_set(first_epoch):
             return train.batches(
                 stage.batch, seed=self.plan.seed, epochs=stage.epochs,
-                start_epoch=first_epoch, shuffle=True,
+                start_epoch=first_epoch, shuffle=True, mixup=self.plan.mixup,
             )  # fmt: skip
 
         return train_set, lambda: val.batches(max(stage.batch, 64))
@@ -325,9 +412,11 @@ class _Checkpointer(keras.callbacks.Callback):
 
     EVERY = 20.0
 
-    def __init__(self, training: _Training, folder: Path, index: int, callbacks, optimizer):
+    def __init__(
+        self, training: _Training, folder: Path, index: int, epochs: int, callbacks, optimizer
+    ):
         super().__init__()
-        self.training, self.folder, self.index = training, folder, index
+        self.training, self.folder, self.index, self.epochs = training, folder, index, epochs
         self.resumable, self.optimizer = callbacks, optimizer
         self.written = time.perf_counter()
 
@@ -335,7 +424,7 @@ class _Checkpointer(keras.callbacks.Callback):
         training = self.training
         if training.stop.received is not None:
             return  # the epoch may be cut short: the checkpoint before it stands
-        last = self.model.stop_training or epoch + 1 == training.plan.stages[self.index].epochs
+        last = self.model.stop_training or epoch + 1 == self.epochs
         if last or time.perf_counter() - self.written > self.EVERY:
             state.save(
                 self.folder,

@@ -24,7 +24,8 @@ class Stage:
             as `C5` (the layers between C4 and C5), or `all`.
         epochs: at most; early stopping may end the stage before.
         lr: base learning rate at batch `batch`.
-        optimizer: `sgd`, `momentum`, `nesterov`, `adam` or `adamw`.
+        optimizer: `sgd`, `momentum`, `nesterov`, `adam`, `adamw`; or `lbfgs`, which fits the last
+            layer alone to convergence (see `probe`) and knows no epochs and no learning rate.
         schedule: `cosine` (with warm-up), `onecycle`, `plateau` or `constant`.
         warmup: share of the stage's steps in which the learning rate rises (cosine).
         decay: factor on the learning rate from each group to the one below it.
@@ -59,6 +60,8 @@ class Plan:
         crop: share of the shorter side that is kept.
         taps: feature maps whose pooled values the head takes; empty: the paper's own head.
         dropout: before the logits. label_smoothing: 0..1.
+        mixup: alpha of the Beta distribution that images (or their activations) are mixed by; 0
+            is none.
         augment: `none`, `light`, `medium` or `strong`.
         l1, l2: penalties on the trained kernels.
         class_weight: `none` or `balanced`.
@@ -73,6 +76,7 @@ class Plan:
     taps: tuple[str, ...] = ("C5",)
     dropout: float = 0.2
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     augment: str = "none"
     l1: float = 0.0
     l2: float = 0.0
@@ -132,7 +136,10 @@ PRESETS = ("fast", "balanced", "best")
 
 # The recipes, as measured in benchmarks/RESULTS.md. Learning rates are for networks with
 # BatchNorm; without it (VGG, AlexNet) the deeper stages take a tenth (`NO_NORM`).
-HEAD = Stage("head", "head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
+LBFGS = "lbfgs"
+HEAD = Stage("head", "head", epochs=1, optimizer=LBFGS)
+# where the head is more than one layer, or has penalties of the user's
+HEAD_BY_STEPS = Stage("head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
 TOP = Stage(
     "top", "C5", epochs=8, lr=6e-4, warmup=0.2, decay=0.7, weight_decay=1e-2, batch=32, views=4
 )

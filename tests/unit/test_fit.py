@@ -1,15 +1,16 @@
 """Training in stages: what moves and what must not, the best model, and going on after a stop."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 from dlzoo import create_model, load_data
 from dlzoo.data.pipeline import batches
 from dlzoo.transfer import state
-from dlzoo.transfer.engine import frozen
 from dlzoo.transfer.fit import rehearse, train
 from dlzoo.transfer.freeze import frozen_part, unfreeze
-from dlzoo.transfer.plan import Plan, Stage
+from dlzoo.transfer.plan import HEAD, Plan, Stage
 from dlzoo.zoo import graph
 
 SIZE = 32
@@ -190,24 +191,24 @@ def test_a_torn_checkpoint_is_passed_over(data, tmp_path, monkeypatch):
     assert newest.exists() and previous.exists()
 
 
-def test_the_engine_answers_as_keras_does():
-    model = build(pool="avg")
-    bottom, _ = graph.cut(model, "features")
-    x = np.random.default_rng(0).uniform(0, 255, (5, SIZE, SIZE, 3)).astype("float32")
-    run = frozen(bottom, batch=4)
-    np.testing.assert_allclose(run(x), np.asarray(bottom(x, training=False)), atol=1e-4)
+def test_a_head_is_fitted_to_convergence(data):
+    """No step of gradient descent makes the loss on the features any smaller."""
+    model = build(pool="avg", dropout=0.2)
+    plan = Plan((replace(HEAD, name="only"),))
+    outcome = train(model, data, plan, rule(model), **QUIET)
+    assert [(row["stage"], row["epoch"]) for row in outcome.rows] == [("only", 1)]
+    assert outcome.best["value"] == outcome.rows[0]["val_loss"]
+    assert outcome.rows[0]["val_acc"] == 1.0
+    ((x, y, _),) = batches(data, "val", rule(model), batch=64)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)(y, model(x, training=False))
+    assert float(loss) == pytest.approx(outcome.best["value"], rel=2e-2, abs=1e-3)
 
 
-def test_an_engine_that_answers_wrongly_is_not_used(monkeypatch):
+def test_a_head_with_a_penalty_of_the_users_is_trained_by_steps(data):
     model = build(pool="avg")
-    monkeypatch.setattr(
-        "dlzoo.transfer.engine._litert", lambda model, batch: lambda x: np.zeros((len(x), 3))
-    )
-    run = frozen(model)
-    x = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype("float32")
-    with pytest.warns(UserWarning, match="differs from Keras"):
-        found = run(x)
-    np.testing.assert_allclose(found, np.asarray(model(x, training=False)), atol=1e-4)
+    plan = Plan((HEAD,), l1=1e-4)
+    outcome = train(model, data, plan, rule(model), **QUIET)
+    assert len(outcome.rows) > 1
 
 
 def test_a_rehearsal_leaves_the_model_as_it_was(data):

@@ -1,0 +1,60 @@
+"""The fast frozen pass: it answers as Keras does, or Keras answers."""
+
+import keras
+import numpy as np
+import pytest
+from dlzoo import create_model
+from dlzoo.transfer import engine
+from dlzoo.zoo import graph
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return create_model("resnet18", num_classes=3, input_shape=SIZE, pool="avg")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).uniform(0, 255, (5, SIZE, SIZE, 3)).astype("float32")
+
+
+def test_several_outputs_come_in_their_order(model, images):
+    places = ("features", "C5", "C2", "C4")
+    outputs = [graph.cut(model, place)[0].output for place in places]
+    network = keras.Model(model.input, outputs)
+    run = engine.frozen(network, batch=4)
+    found = run(images)
+    assert run.name == "litert"
+    for value, expected in zip(found, network(images, training=False), strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 4, 5])
+def test_any_number_of_images(model, images, n):
+    (found,) = engine.frozen(model, batch=4, work=0)(images[:n])
+    np.testing.assert_allclose(found, model(images[:n], training=False), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [0.0, np.nan])
+def test_an_engine_that_answers_wrongly_is_not_used(model, images, monkeypatch, wrong):
+    monkeypatch.setattr(
+        engine, "_litert", lambda forward: lambda x: [np.full((len(x), 3), wrong, "float32")]
+    )
+    run = engine.frozen(model)
+    with pytest.warns(UserWarning, match="differs from Keras"):
+        (found,) = run(images)
+    assert run.name == "keras"
+    np.testing.assert_allclose(found, model(images, training=False), atol=1e-4)
+
+
+def test_an_engine_that_cannot_be_made_is_done_without(model, images, monkeypatch):
+    def fail(forward):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(engine, "_litert", fail)
+    with pytest.warns(UserWarning, match="no such operation"):
+        run = engine.frozen(model)
+    np.testing.assert_allclose(run(images)[0], model(images, training=False), atol=1e-4)

@@ -1,0 +1,80 @@
+"""How long a stage will take, either way: frozen layers computed once, or in every epoch.
+
+Measured is how fast this machine runs the frozen layers of this network, in Keras and on the
+engine, on one batch (which the engine's check needs anyway). The rest is counted: a training
+step of a layer costs three times its forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..data.pipeline import batches, surfacing
+from ..zoo import graph
+from .cache import Frozen
+from .freeze import Split
+from .plan import LBFGS, Stage
+
+BACKWARD = 3.0  # cost of a training step over that of a forward pass
+
+
+@dataclass(frozen=True)
+class Rates:
+    """10^9 multiply-accumulates a second, forward: in Keras, and on the engine."""
+
+    keras: float
+    engine: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a stage: frozen layers computed once and kept, or live in every epoch."""
+
+    cached: float
+    live: float
+
+    @property
+    def seconds(self) -> float:
+        """What it takes the faster way."""
+        return min(self.cached, self.live)
+
+    def __str__(self) -> str:
+        way = "cached" if self.cached <= self.live else "live"
+        return (
+            f"about {self.cached:,.0f} s with frozen layers computed once, {self.live:,.0f} s "
+            f"with all in every epoch: {way}"
+        )
+
+
+def rates(frozen: Frozen, places: Sequence[str]) -> Rates:
+    """Measure both on a batch of the training images."""
+    engine = frozen.engine(places)
+    if not engine.seconds:
+        with surfacing(frozen.data):
+            images, *_ = next(
+                iter(batches(frozen.data, "train", frozen.rule, batch=engine.batch, view=0))
+            )
+        engine(images.numpy())
+    cost = engine.batch * max(graph.gmacs(frozen.bottom(place)) for place in places)
+    slow = engine.seconds.get("keras") or min(engine.seconds.values())
+    return Rates(cost / slow, cost / engine.seconds.get(engine.name, slow))
+
+
+def stage(
+    rates: Rates, split: Split, stage: Stage, images: Mapping[str, int], missing: int
+) -> Estimate:
+    """Estimate a stage if all its epochs are needed.
+
+    Args:
+        split: where the network is cut for it. images: in each split.
+        missing: images x views that are not in the cache yet.
+    """
+    below, above = graph.gmacs(split.bottom), graph.gmacs(split.top)
+    if stage.optimizer == LBFGS:  # a second or two
+        once = missing * below / rates.engine
+        return Estimate(once, once)
+    epoch = images["train"] * BACKWARD + images["val"]
+    trained = stage.epochs * epoch * above / rates.keras
+    again = stage.epochs * (images["train"] + images["val"]) * below / rates.keras
+    return Estimate(missing * below / rates.engine + trained, again + trained)
