@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import click
@@ -264,6 +265,55 @@ def check(source: str, as_json: bool, **flags: Any) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as text:
         loaded.check()
     console.out(text.getvalue(), end="")
+
+
+@cli.group(cls=Verbs)
+def cache() -> None:
+    """See and clear what frozen layers have computed for earlier runs."""
+
+
+@cache.command("list")
+@json_option
+def list_cache(as_json: bool) -> None:
+    """List what is kept, and how much room it takes."""
+    from .transfer import shelf
+
+    entries, limit = shelf.entries(), shelf.limit()
+    if as_json:
+        plain = [{**entry, "path": str(entry["path"])} for entry in entries]
+        console.out_json({"entries": plain, "limit": limit})
+        return
+    rows = [
+        (
+            entry.get("model"),
+            entry.get("place"),
+            entry.get("view"),
+            entry.get("augment"),
+            entry.get("size"),
+            f"{entry['images']:,}",
+            f"{entry['bytes'] / 1e6:,.0f}",
+            datetime.fromtimestamp(entry["used"]).strftime("%Y-%m-%d %H:%M"),
+        )
+        for entry in entries
+    ]
+    heads = ["model", "up to", ">view", "augment", ">px", ">images", ">MB", "last used"]
+    console.table(rows, heads)
+    total = sum(entry["bytes"] for entry in entries)
+    console.say(f"{total / 1e9:.2f} GB of at most {limit / 1e9:.2f} GB in {shelf.root()}")
+
+
+@cache.command()
+@click.option("--down-to", metavar="SIZE", help="Keep this much, as in 5G: the last used.")
+def clear(down_to: str | None) -> None:
+    """Remove it; what a run is writing just now stays."""
+    from . import files
+    from .transfer import shelf
+
+    try:
+        left = files.parse_bytes(down_to) if down_to else 0
+    except ValueError as error:
+        raise UsageError("usage.size", str(error), where="--down-to", fix="5G, 500M") from None
+    console.out(f"{shelf.clear(left) / 1e9:.2f} GB removed")
 
 
 @cli.group("config", cls=Verbs)

@@ -58,6 +58,17 @@ def _flip(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def _seconds(value: Any) -> Any:
+    """Return the seconds that `90s`, `10m` or `1.5h` are; other text is left to the check."""
+    found = re.fullmatch(r"([\d.]+) *([smh]?)", value) if isinstance(value, str) else None
+    if not found:
+        return value
+    try:
+        return round(float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[found[2]])
+    except ValueError:
+        return value
+
+
 PathText = Annotated[str, BeforeValidator(_path)]
 StageText = Annotated[str, Field(pattern=r"^(auto|\w+(:\d+)?(,\w+(:\d+)?)*)$")]
 # heading in the help -> the first field below it
@@ -127,6 +138,9 @@ class FinetuneConfig(BaseModel):
         "auto", "feature maps that the new head takes", "auto|C4,C5"
     )
     epochs: Auto | Positive = setting("auto", "epochs of all stages together")
+    time: Annotated[Positive | None, BeforeValidator(_seconds)] = setting(
+        None, "take the best preset, and epochs, that fit into it", "10m", examples=["10m"]
+    )
     lr: Auto | Rate = setting("auto", "base learning rate")
     optimizer: Literal["auto", "sgd", "momentum", "nesterov", "adam", "adamw"] = setting(
         "auto", "how weights are moved"
@@ -145,6 +159,7 @@ class FinetuneConfig(BaseModel):
 
     dropout: Auto | Share = setting("auto", "share of features dropped by the head")
     label_smoothing: Auto | Share = setting("auto", "softens the targets")
+    mixup: Amount = setting(0.0, "mix training samples, by shares from Beta(a, a)")
     l1: Amount = setting(0.0, "L1 penalty on trained kernels")
     l2: Amount = setting(0.0, "L2 penalty on trained kernels")
 

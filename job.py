@@ -44,7 +44,7 @@ class Job:
         if begun and begun.read()["status"] == "finished":
             console.say(f"nothing to resume: {begun.path} is finished")
             return begun
-        self.build()
+        self.build(begun)
         directory = begun or RunDir.create(config.out, config.name, stem)
         with directory, console.logging_to(directory.log):
             self.write_inputs(directory)
@@ -161,12 +161,14 @@ class Job:
                 fix="start a new run",
             )
 
-    def build(self) -> None:
-        """Set the machine up, make the plan, and build the model it asks for."""
-        from . import zoo
+    def build(self, begun: RunDir | None = None) -> None:
+        """Set the machine up, make the plan, and build the model it asks for.
+
+        Args:
+            begun: the run to go on with; its plan is taken as it stands.
+        """
         from .transfer.distribute import prepare
-        from .transfer.freeze import unfreeze
-        from .zoo import graph
+        from .transfer.plan import Plan
 
         config = self.config
         self.machine = prepare(
@@ -176,7 +178,52 @@ class Job:
             seed=config.seed,
             deterministic=config.deterministic,
         )
-        plan = self.make_plan().fitted(self.variant.taps)
+        if begun and begun.plan.is_file():
+            self.build_for(Plan.from_dict(tomllib.loads(begun.plan.read_text("utf-8"))))
+        elif config.time:
+            self.build_in_time(config.time)
+        else:
+            self.build_for(self.make_plan(config.preset), config.preset)
+
+    def build_in_time(self, seconds: int) -> None:
+        """Take the best preset, with all or half of its epochs, that is estimated to fit."""
+        from .transfer import estimate
+        from .transfer.cache import Frozen
+        from .transfer.freeze import frozen_part, unfreeze
+        from .transfer.plan import PRESETS
+
+        rates = None
+        for name in reversed(PRESETS):
+            self.build_for(self.make_plan(name), name)
+            frozen = Frozen(self.model, self.data, self.rule, augment=self.plan.augment)
+            if rates is None:
+                unfreeze(self.model, self.plan.stages[0].unfreeze)
+                split = frozen_part(self.model)
+                rates = estimate.rates(frozen, [split.at if split else "features"])
+            for shown in (self.plan, self.plan.halved()):
+                needed = estimate.plan(rates, frozen, shown)
+                if needed <= seconds:
+                    break
+            else:
+                continue
+            break
+        self.plan = shown
+        fits = "fits into" if needed <= seconds else "is the shortest there is for"
+        epochs = ", ".join(f"{stage.name} {stage.epochs}" for stage in shown.stages)
+        console.say(f"preset {name} ({epochs}): about {needed:,.0f} s, {fits} {seconds:,} s")
+
+    def build_for(self, plan: Plan, preset: str | None = None) -> None:
+        """Build the model that a plan asks for, and fit the plan to it.
+
+        Args:
+            preset: that the plan was made from; None: it is taken as it stands.
+        """
+        from . import zoo
+        from .transfer.freeze import unfreeze
+        from .zoo import graph
+
+        config = self.config
+        plan = plan.fitted(self.variant.taps)
         arguments: dict[str, Any] = {"pool": "avg", "taps": plan.taps}
         if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
             arguments, plan = {}, replace(plan, taps=())
@@ -191,24 +238,26 @@ class Job:
                 **arguments,
             )
         kinds = {type(layer).__name__ for layer in self.model.layers}
-        if "BatchNormalization" not in kinds:
-            plan = replace(self.make_plan(norm=False).fitted(self.variant.taps), taps=plan.taps)
+        if preset and "BatchNormalization" not in kinds:
+            plan = replace(
+                self.make_plan(preset, norm=False).fitted(self.variant.taps), taps=plan.taps
+            )
         for stage in plan.stages:
             unfreeze(self.model, stage.unfreeze)  # says now if there is no such group
         self.plan = plan
         self.rule = replace(graph.built(self.model).preprocess, crop=plan.crop)
 
-    def make_plan(self, norm: bool = True) -> Plan:
-        """Return the preset with the user's settings, its size and crop decided."""
+    def make_plan(self, preset: str, norm: bool = True) -> Plan:
+        """Return a preset with the user's settings, its size and crop decided."""
         from .transfer.plan import image_size, make_plan
 
         config = self.config
         names = [
-            "taps", "crop", "augment", "dropout", "label_smoothing", "l1", "l2", "class_weight",
-            "monitor", "seed", "lr", "optimizer", "schedule", "batch", "patience",
+            "taps", "crop", "augment", "dropout", "label_smoothing", "mixup", "l1", "l2",
+            "class_weight", "monitor", "seed", "lr", "optimizer", "schedule", "batch", "patience",
         ]  # fmt: skip
         plan = make_plan(
-            config.preset,
+            preset,
             pretrained=self.pretrained,
             norm=norm,
             stages=config.stages,

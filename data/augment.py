@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 
 from ..errors import UsageError, nearest
@@ -87,6 +88,31 @@ def alter(image: tf.Tensor, u: tf.Tensor, key: tf.Tensor, level: Level, flip: bo
     if level.erase:
         image = _erase(image, u, key, level.erase)
     return tf.clip_by_value(image, 0.0, 255.0)
+
+
+def mixed(dataset: tf.data.Dataset, alpha: float, seed: int, first: int = 0) -> tf.data.Dataset:
+    """Mix each sample of a batch with another one of it (mixup, arXiv:1710.09412).
+
+    Args:
+        dataset: batches of (images or activations, labels, weights).
+        alpha: of the Beta distribution that a batch's share is drawn from; 0 mixes nothing.
+        seed: of the draws, with the number of the batch: a run can go on anywhere.
+        first: number of the first batch, counted over all epochs.
+    """
+    if not alpha:
+        return dataset
+
+    def draw(number: np.ndarray, n: np.ndarray) -> tuple[np.float32, np.ndarray]:
+        rng = np.random.default_rng([seed, int(number)])
+        return np.float32(rng.beta(alpha, alpha)), rng.permutation(int(n))
+
+    def mix(number: tf.Tensor, batch: tuple) -> tuple:
+        wanted = [number + first, tf.shape(batch[0])[0]]
+        share, other = tf.numpy_function(draw, wanted, (tf.float32, tf.int64), stateful=False)
+        other = tf.ensure_shape(other, (None,))
+        return tuple(share * part + (1 - share) * tf.gather(part, other) for part in batch)
+
+    return dataset.enumerate().map(lambda number, batch: mix(number, batch))
 
 
 def _between(u: tf.Tensor, low: float, high: float) -> tf.Tensor:

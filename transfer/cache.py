@@ -88,8 +88,7 @@ class Activations:
         every epoch is known without those before it.
 
         Args:
-            mixup: alpha of the Beta distribution that each batch's share is drawn from
-                (arXiv:1710.09412, here on activations: arXiv:1806.05236); 0 mixes nothing.
+            mixup: see `data.augment.mixed` (on activations: arXiv:1806.05236).
         """
         import tensorflow as tf
 
@@ -100,10 +99,7 @@ class Activations:
             order = np.random.default_rng([seed, epoch]).permutation(n) if shuffle else np.arange(n)
             chosen = order[step * batch : (step + 1) * batch]
             x = self.take(chosen, (chosen + epoch) % self.views if shuffle else 0)
-            y, weight = self.labels[chosen], self.weights[chosen]
-            if mixup:
-                x, y, weight = mix(x, y, weight, np.random.default_rng([seed, epoch, step]), mixup)
-            return x, y, weight
+            return x, self.labels[chosen], self.weights[chosen]
 
         def load(at):
             x, y, w = tf.numpy_function(gather, [at], [tf.float32] * 3)
@@ -112,17 +108,9 @@ class Activations:
             w.set_shape((None,))
             return x, y, w
 
-        steps_in_all = tf.data.Dataset.range(start_epoch * steps + start_step, epochs * steps)
-        return steps_in_all.map(load, num_parallel_calls=2).prefetch(4)
-
-
-def mix(
-    x: np.ndarray, y: np.ndarray, weight: np.ndarray, rng: np.random.Generator, alpha: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return every sample mixed with another one of the batch, all by the same share."""
-    share = np.float32(rng.beta(alpha, alpha))
-    other = rng.permutation(len(x))
-    return tuple(share * a + (1 - share) * a[other] for a in (x, y, weight))  # type: ignore[return-value]
+        first = start_epoch * steps + start_step
+        dataset = tf.data.Dataset.range(first, epochs * steps).map(load, num_parallel_calls=2)
+        return augmentation.mixed(dataset, mixup, seed, first).prefetch(4)
 
 
 @dataclass

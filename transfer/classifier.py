@@ -122,7 +122,7 @@ class Classifier:
                 )
             work = graph.gmacs(self.model) * data.splits[split]
             run = engine.frozen(self.model, work=work)
-            images = batches(data, split, self.preprocess, batch=run.batch)
+            images = batches(data, split, self.preprocess, batch=32)
             logits = np.concatenate([run(x.numpy())[0] for x, *_ in images])
         return to_probabilities(logits, self.task)
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from ..data.pipeline import batches, surfacing
 from ..zoo import graph
 from .cache import Frozen
-from .freeze import Split
-from .plan import LBFGS, Stage
+from .freeze import Split, frozen_part, unfreeze
+from .plan import LBFGS, Plan, Stage
 
 BACKWARD = 3.0  # cost of a training step over that of a forward pass
+FIXED = 15.0  # seconds: loading TensorFlow, converting, measuring the result
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def rates(frozen: Frozen, places: Sequence[str]) -> Rates:
     if not engine.seconds:
         with surfacing(frozen.data):
             images, *_ = next(
-                iter(batches(frozen.data, "train", frozen.rule, batch=engine.batch, view=0))
+                iter(batches(frozen.data, "train", frozen.rule, batch=frozen.batch, view=0))
             )
-        engine(images.numpy())
+        engine(images.numpy()[: engine.batch])
     cost = engine.batch * max(graph.gmacs(frozen.bottom(place)) for place in places)
     slow = engine.seconds.get("keras") or min(engine.seconds.values())
     return Rates(cost / slow, cost / engine.seconds.get(engine.name, slow))
@@ -78,3 +79,23 @@ def stage(
     trained = stage.epochs * epoch * above / rates.keras
     again = stage.epochs * (images["train"] + images["val"]) * below / rates.keras
     return Estimate(missing * below / rates.engine + trained, again + trained)
+
+
+def plan(rates: Rates, frozen: Frozen, plan: Plan) -> float:
+    """Estimate a whole run in seconds, if all its epochs are needed."""
+    images, total = frozen.data.splits, FIXED
+    done: dict[str, int] = {}  # views of the training images that an earlier stage has computed
+    for each in plan.stages:
+        unfreeze(frozen.model, each.unfreeze, train_bn=plan.train_bn)
+        split = frozen_part(frozen.model)
+        if split is None:
+            steps = each.epochs * (BACKWARD * images["train"] + images["val"])
+            total += steps * graph.gmacs(frozen.model) / rates.keras
+            continue
+        missing = 0
+        if each.views > done.get(split.at, 0):
+            missing = frozen.missing([split.at], ["train"], each.views)
+            missing += frozen.missing([split.at], ["val", "test"])
+        done[split.at] = max(each.views, done.get(split.at, 0))
+        total += stage(rates, split, each, images, missing).seconds
+    return total

@@ -28,6 +28,7 @@ from ..callbacks import (
     check_monitor,
 )
 from ..data import Data
+from ..data import augment as augmentation
 from ..data.pipeline import batches, class_weights, sample_weights, surfacing
 from ..data.records import SPLITS
 from ..zoo import graph
@@ -171,6 +172,7 @@ class _Training:
         )
         self.outcome = Outcome()
         self.activations: dict[str, Activations] = {}  # of the stage, by split
+        self.cut: str | None = None  # of the stage
         self._places: dict[str, str] | None = None  # by stage
 
     def run(self, resume: bool) -> Outcome:
@@ -210,15 +212,19 @@ class _Training:
         groups = unfreeze(self.model, stage.unfreeze, train_bn=self.plan.train_bn)
         regularize(self.model.layers, self.plan.l1, self.plan.l2)
         split = frozen_part(self.model) if self.use_cache is not False else None
+        going_on = checkpoint is not None and first_epoch > 0
+        if checkpoint and going_on and not state.cursor(checkpoint)["cut"]:
+            split = None  # as it was begun
         if stage.optimizer == LBFGS and not self.convex(split):
             stage = replace(HEAD_BY_STEPS, name=stage.name, unfreeze=stage.unfreeze)
-        if split and self.use_cache is None and not self.pays(split, stage):
+        if split and self.use_cache is None and not going_on and not self.pays(split, stage):
             split = None
+        self.cut = split.at if split else None
         facts = {
             "name": stage.name,
             "groups": groups,
             "trainable": sum(math.prod(w.shape) for w in self.model.trainable_weights),
-            "cut": split.at if split else None,
+            "cut": self.cut,
         }
         steps = math.ceil(self.data.splits["train"] / stage.batch)
         callbacks = self.callbacks(stage, steps)
@@ -353,11 +359,13 @@ class _Training:
         plan = self.plan
 
         def train_set(first_epoch):
-            return batches(
+            images = batches(
                 self.data, "train", self.rule, batch=stage.batch, augment=plan.augment,
                 seed=plan.seed, shuffle=True, epochs=stage.epochs, start_epoch=first_epoch,
                 weights=self.weights,
             )  # fmt: skip
+            first = first_epoch * math.ceil(self.data.splits["train"] / stage.batch)
+            return augmentation.mixed(images, plan.mixup, plan.seed, first).prefetch(2)
 
         return train_set, lambda: batches(self.data, "val", self.rule, batch=stage.batch)
 
@@ -432,7 +440,12 @@ class _Checkpointer(keras.callbacks.Callback):
                 training.model,
                 self.optimizer,
                 self.resumable,
-                {"stage": self.index, "epoch": epoch + 1, "stages": training.outcome.stages},
+                {
+                    "stage": self.index,
+                    "epoch": epoch + 1,
+                    "cut": training.cut,
+                    "stages": training.outcome.stages,
+                },
                 training.best.kept,
             )
             self.written = time.perf_counter()

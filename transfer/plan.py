@@ -99,6 +99,12 @@ class Plan:
         plain["stages"] = [asdict(stage) for stage in self.stages]
         return plain
 
+    def halved(self) -> Plan:
+        """Return the plan with half of the epochs of each stage, rounded up."""
+        return replace(
+            self, stages=tuple(replace(s, epochs=-(-s.epochs // 2)) for s in self.stages)
+        )
+
     def fitted(self, taps: Iterable[str]) -> Plan:
         """Return the plan for a network that lacks a map of stride 32: C5 is then its last one."""
         known = list(taps)
@@ -219,6 +225,12 @@ def make_plan(
     given = {key: value for key, value in overrides.items() if value not in (AUTO, None)}
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
+    if for_stages.keys() & {"lr", "optimizer", "schedule", "batch"}:
+        # who chooses how steps are taken wants steps
+        chosen = tuple(
+            replace(HEAD_BY_STEPS, name=s.name, unfreeze=s.unfreeze) if s == HEAD else s
+            for s in chosen
+        )
     chosen = tuple(replace(stage, **_known(Stage, for_stages)) for stage in chosen)
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))

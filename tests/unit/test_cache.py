@@ -33,7 +33,7 @@ def pictures(n=24, seed=0):
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
-    return create_model("resnet18", num_classes=3, input_shape=SIZE, pool="avg")
+    return create_model("vgg11", num_classes=3, input_shape=SIZE, pool="avg")
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_another_place_alone_is_computed_for_what_it_lacks(model, data):
 
 def test_whatever_they_depend_on_makes_them_new(data):
     keras.utils.set_random_seed(0)
-    model = create_model("resnet18", num_classes=3, input_shape=SIZE, pool="avg")
+    model = create_model("vgg11", num_classes=3, input_shape=SIZE, pool="avg")
     place, n = ["C2"], data.splits["train"]
     assert computed(make(model, data), place, "train")[1] == n
     cropped = make(model, data)
@@ -152,10 +152,12 @@ def test_a_damaged_shard_is_computed_anew(model, data, home, damage):
 def _fill(home, pause):
     os.environ["DLZOO_HOME"] = str(home)
     keras.utils.set_random_seed(0)
-    model = create_model("resnet18", num_classes=3, input_shape=SIZE, pool="avg")
+    model = create_model("vgg11", num_classes=3, input_shape=SIZE, pool="avg")
     shelf.SHARD = 1  # a shard for every batch
     data = load_data(pictures(), val_split=0.25, test_split=0.0)
-    make(model, data, batch=3, leave=lambda n: time.sleep(pause)).activations(["C5"], "train", work=0)
+    make(model, data, batch=3, leave=lambda n: time.sleep(pause)).activations(
+        ["C5"], "train", work=0
+    )
 
 
 def test_a_kill_in_the_middle_keeps_what_was_done(model, data, home):
