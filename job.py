@@ -21,6 +21,7 @@ from .zoo import resolve as find_model
 if TYPE_CHECKING:
     from .transfer.classifier import Classifier
     from .transfer.plan import Plan
+    from .zoo.spec import Preprocess
 
 
 class Job:
@@ -32,6 +33,8 @@ class Job:
             os.environ["DLZOO_OFFLINE"] = "1"  # the sources of data ask for it, too
         self.began = time.perf_counter()
         self.classifier: Classifier | None = None
+        self.plan: Plan
+        self.rule: Preprocess
 
     def run(self) -> RunDir:
         """Do it all, up to the metrics; `classifier` stays None if the run was finished before."""

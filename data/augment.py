@@ -109,7 +109,7 @@ def mixed(dataset: tf.data.Dataset, alpha: float, seed: int, first: int = 0) -> 
     def mix(number: tf.Tensor, batch: tuple) -> tuple:
         wanted = [number + first, tf.shape(batch[0])[0]]
         share, other = tf.numpy_function(draw, wanted, (tf.float32, tf.int64), stateful=False)
-        other = tf.ensure_shape(other, (None,))
+        share, other = tf.ensure_shape(share, ()), tf.ensure_shape(other, (None,))
         return tuple(share * part + (1 - share) * tf.gather(part, other) for part in batch)
 
     return dataset.enumerate().map(lambda number, batch: mix(number, batch))

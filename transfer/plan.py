@@ -147,7 +147,7 @@ HEAD = Stage("head", "head", epochs=1, optimizer=LBFGS)
 # where the head is more than one layer, or has penalties of the user's
 HEAD_BY_STEPS = Stage("head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
 TOP = Stage(
-    "top", "C5", epochs=8, lr=6e-4, warmup=0.2, decay=0.7, weight_decay=1e-2, batch=32, views=4
+    "top", "C5", epochs=5, lr=1e-3, warmup=0.2, decay=0.7, weight_decay=1e-2, batch=32, views=4
 )
 ALL = Stage("all", "all", epochs=6, lr=3e-4, decay=0.7, weight_decay=1e-2, batch=32)
 NO_NORM = 0.1
@@ -225,7 +225,7 @@ def make_plan(
     given = {key: value for key, value in overrides.items() if value not in (AUTO, None)}
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
-    if for_stages.keys() & {"lr", "optimizer", "schedule", "batch"}:
+    if for_stages.keys() & {"lr", "optimizer", "schedule"}:
         # who chooses how steps are taken wants steps
         chosen = tuple(
             replace(HEAD_BY_STEPS, name=s.name, unfreeze=s.unfreeze) if s == HEAD else s

@@ -137,19 +137,8 @@ def replay(model: keras.Model, outputs: dict[str, Any], x: Any) -> dict[str, Any
 
 def evaluate(model: keras.Model, x: Any, instead: Callable[[Any], Callable[..., Any]]) -> Any:
     """Compute a model's output with `instead(layer)` in the place of each of its layers."""
-
-    def bare(layer):
-        # the graph holds `training` as it was when built, and would outrank that of the call
-        return lambda *args, training=None, **kwargs: instead(layer)(*args, **kwargs)
-
-    outputs = model._run_through_graph(x, operation_fn=bare)  # private, as above
+    outputs = model._run_through_graph(x, operation_fn=instead)  # private, as above
     return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
-
-
-def uses(model: keras.Model) -> list[tuple[Any, list[Any], list[Any]]]:
-    """Return each use of an operation in a model: itself, the tensors it takes and those it makes."""
-    nodes = [node for node in model._nodes if not node.is_input]  # private, as above
-    return [(node.operation, node.input_tensors, node.outputs) for node in nodes]
 
 
 def layer_of(tensor: Any) -> str:

@@ -180,9 +180,21 @@ def test_the_template_explains_every_setting_and_holds_the_defaults(toml):
     assert resolve(config_file=toml(template())).config == FinetuneConfig()
     values = tomllib.loads("\n".join(line.removeprefix("# ") for line in commented))
     assert resolve(config_file=toml(tomli_w.dumps(values))).config == FinetuneConfig(
-        data="flowers", split_file="split.csv", fail_under=0.9
+        data="flowers", split_file="split.csv", fail_under=0.9, time=600
     )
     assert set(FIELDS) - set(values) == {"name", "resume", "dry_run", "offline", "quiet", "verbose"}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45), (30, 30)]
+)
+def test_a_time_has_a_unit(text, seconds):
+    assert resolve({"time": text}).config.time == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "1..5m", "-3m", "0"])
+def test_what_is_no_time_is_refused(text):
+    assert problems({"time": text})
 
 
 def test_the_help_of_a_field_shows_what_a_value_looks_like():

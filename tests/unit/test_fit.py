@@ -1,5 +1,7 @@
 """Training in stages: what moves and what must not, the best model, and going on after a stop."""
 
+import os
+import tempfile
 from dataclasses import replace
 
 import keras
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 from dlzoo import create_model, load_data
 from dlzoo.data.pipeline import batches
-from dlzoo.transfer import state
+from dlzoo.transfer import estimate, state
+from dlzoo.transfer.cache import Frozen
 from dlzoo.transfer.fit import rehearse, train
 from dlzoo.transfer.freeze import frozen_part, unfreeze
 from dlzoo.transfer.plan import HEAD, Plan, Stage
@@ -202,6 +205,42 @@ def test_a_head_is_fitted_to_convergence(data):
     ((x, y, _),) = batches(data, "val", rule(model), batch=64)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)(y, model(x, training=False))
     assert float(loss) == pytest.approx(outcome.best["value"], rel=2e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_mixup_trains(data, use_cache):
+    model = build(pool="avg")
+    plan = Plan((stage("top", "C5"),), mixup=0.3)
+    outcome = train(model, data, plan, rule(model), use_cache=use_cache, **QUIET)
+    assert np.isfinite(outcome.rows[0]["loss"])
+
+
+def test_the_faster_way_is_taken_and_told(data, monkeypatch):
+    """Frozen layers are computed once, unless that is estimated to take longer."""
+    for engine, way in ((1e9, "cached"), (1e-9, "live")):
+        rates = estimate.Rates(keras=1.0, engine=engine)
+        monkeypatch.setattr(estimate, "rates", lambda frozen, places, rates=rates: rates)
+        monkeypatch.setenv("DLZOO_HOME", tempfile.mkdtemp(dir=os.environ["DLZOO_HOME"]))
+        said = []
+        model = build(pool="avg")
+        plan = Plan((stage("top", "C5", views=2),), augment="light")
+        outcome = train(model, data, plan, rule(model), say=said.append, **QUIET)
+        assert outcome.stages[0]["cut"] == {"cached": "C4", "live": None}[way]
+        assert way in said[0]
+
+
+def test_longer_plans_are_estimated_to_take_longer(data):
+    model = build(pool="avg")
+    frozen = Frozen(model, data, rule(model), augment="light")
+    rates = estimate.Rates(keras=1.0, engine=2.0)
+    plans = [
+        Plan((stage("a", "head", epochs=1),)),
+        Plan((stage("a", "head", epochs=9),)),
+        Plan((stage("a", "head", epochs=9), stage("b", "C5", views=3))),
+        Plan((stage("a", "head", epochs=9), stage("b", "C5", views=3), stage("c", "all"))),
+    ]
+    seconds = [estimate.plan(rates, frozen, plan) for plan in plans]
+    assert seconds == sorted(seconds) and len(set(seconds)) == 4
 
 
 def test_a_head_with_a_penalty_of_the_users_is_trained_by_steps(data):
