@@ -32,11 +32,10 @@ def over(names, default):
 
 
 @over(VARIANTS, SMALLEST | {"resnet50"})
-def test_same_outputs_as_keras_applications(case):
+def test_same_outputs_as_keras_applications(case, close):
     name, _, theirs, preprocess, path = case
     off = to_keras(name, theirs, preprocess, path)
-    print(f"{name}: off by {off:.1e}")
-    assert off <= TOLERANCE
+    close(name, f"keras.applications {VARIANTS[name].keras}", off)
 
 
 @contextmanager
