@@ -55,7 +55,6 @@ add = family(
     paper="arXiv:1409.1556",
     year=2014,
     torch_name=torch_name,
-    keras_name=lambda layer, **_: "predictions" if layer == "logits" else layer,
 )
 # What the SSD detector starts from: Caffe's features, without the dense layers.
 AMDEGROOT = Preprocess((123.0, 117.0, 104.0), (1.0,) * 3)
