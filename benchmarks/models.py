@@ -22,7 +22,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 import keras  # noqa: E402
 from dlzoo import zoo  # noqa: E402
 from dlzoo.zoo import anatomy  # noqa: E402
-from equality import GOLDEN, keras_case, to_golden, to_keras, to_numpy  # noqa: E402
+from equality import (  # noqa: E402
+    GOLDEN,
+    golden_of,
+    keras_case,
+    summary,
+    to_golden,
+    to_keras,
+    to_numpy,
+)
 
 PAGE = ROOT / "docs" / "MODELS.md"
 HEAD = """# Models
@@ -47,8 +55,7 @@ def differences(name: str, folder: Path) -> dict[str, float]:
         found[f"keras.applications {variant.keras}"] = to_keras(name, *keras_case(name, folder))
         (folder / f"{name}.h5").unlink()
     if (GOLDEN / f"{name}.npz").exists():
-        theirs = variant.torchvision and f"torchvision {variant.torchvision}"
-        found[theirs or f"timm {variant.timm}"] = to_golden(name, folder)
+        found[golden_of(name)] = to_golden(name, folder)
     if not found:
         found["NumPy"] = to_numpy(name)
     return found
@@ -87,14 +94,10 @@ def main(pattern: str | None = None) -> None:
             lines.append(line(name, found))
             keras.backend.clear_session()
             gc.collect()
-    last = max(worst, key=lambda name: worst[name])
-    small = sum(value <= 1e-4 for value in worst.values())
-    summary = f"{len(worst)} models, {small} within 1e-4; the largest difference is "
-    summary += f"{worst[last]:.1e} ({last})."
-    print(summary)
+    print(summary(worst))
     if pattern is None:
         table = "\n".join([row(COLUMNS), row(COLUMNS.values()), *lines])
-        PAGE.write_text(f"{HEAD}\n{summary}\n\n{table}\n", encoding="utf-8")
+        PAGE.write_text(f"{HEAD}\n{summary(worst)}\n\n{table}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,26 @@ def pytest_sessionfinish():
     shutil.rmtree(os.environ["DLZOO_HOME"], ignore_errors=True)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print how far each model was from its references, by the tests of this run."""
+    found: dict[tuple[str, str], float] = {}
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        for key, value in getattr(report, "user_properties", ()):
+            if key == "off":
+                *of, off = value
+                found[tuple(of)] = max(off, found.get(tuple(of), 0.0))
+    if not found:
+        return
+    from equality import summary
+
+    terminalreporter.section("largest difference of a logit, in standard deviations of the logits")
+    worst: dict[str, float] = {}
+    for (name, reference), off in sorted(found.items()):
+        terminalreporter.write_line(f"{off:.1e}  {name:32s} {reference}")
+        worst[name] = max(off, worst.get(name, 0.0))
+    terminalreporter.write_line(summary(worst))
+
+
 class FileServer(ThreadingHTTPServer):
     """Serves one file on 127.0.0.1, and can be told to serve it badly.
 

@@ -21,6 +21,22 @@ TOLERANCE = 5e-4
 FIXED = {"vgg16": 224, "vgg19": 224}
 
 
+def golden_of(name: str) -> str:
+    """Return what the golden file of a variant was made of: `torchvision vgg16`."""
+    variant = zoo.variants()[name]
+    return f"torchvision {variant.torchvision}" if variant.torchvision else f"timm {variant.timm}"
+
+
+def summary(worst: dict[str, float]) -> str:
+    """Return one line on the largest difference of each model."""
+    last = max(worst, key=lambda name: worst[name])
+    small = sum(off <= 1e-4 for off in worst.values())
+    return (
+        f"{len(worst)} models, {small} within 1e-4; the largest difference is "
+        f"{worst[last]:.1e} ({last})."
+    )
+
+
 def images(size: str) -> np.ndarray:
     """Return the noise and the photo, raw RGB `(2, height, width, 3)`."""
     height, width = map(int, size.split("x"))

@@ -338,8 +338,9 @@ def deepest(frozen: Frozen, split: str) -> str | None:
 
 def digest(bottom: keras.Model) -> str:
     """Return a hash of the layers of a model and of all their weights."""
+    # whether a layer may train changes nothing of what it gives
     layers = [
-        {"class": type(layer).__name__, "config": layer.get_config()} for layer in bottom.layers
+        [type(layer).__name__, {**layer.get_config(), "trainable": None}] for layer in bottom.layers
     ]
     inner = json.dumps([layers, _links(bottom)], sort_keys=True, default=str).encode()
     parts = [inner, *(np.ascontiguousarray(w).tobytes() for w in bottom.get_weights())]

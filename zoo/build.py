@@ -31,7 +31,7 @@ def create_model(
     in_chans: int | None = None,
     features_only: bool = False,
     pool: str | None = None,
-    taps: Iterable[str] | None = None,
+    taps: str | Iterable[str] | None = None,
     dropout: float | None = None,
     drop_path: float | None = None,
     activation: str | None = None,
@@ -80,6 +80,16 @@ def create_model(
         UsageError: an unknown name, or a size below the variant's minimum (before any
             download). ModelError: weights that cannot be had or do not fit.
     """
+    _check(
+        num_classes=(num_classes, num_classes is None or num_classes >= 0),
+        in_chans=(in_chans, in_chans is None or in_chans > 0),
+        dropout=(dropout, 0 <= (dropout or 0) < 1),
+        drop_path=(drop_path, 0 <= (drop_path or 0) < 1),
+        l1=(l1, l1 >= 0),
+        l2=(l2, l2 >= 0),
+        padding=(padding, padding in (None, *PADDINGS)),
+    )
+    taps = [taps] if isinstance(taps, str) else taps
     path = None if is_foreign(weights) else as_path(weights)
     variant, row = resolve(name, None if path else weights)  # type: ignore[arg-type]
     if path:
@@ -95,11 +105,9 @@ def create_model(
             f"the weights {row.tag} have nothing for the dense layers of {variant.name}",
             fix="pool='avg' puts a fresh classifier on the features, num_classes=0 none",
         )
-    if not 0 <= (drop_path or 0) < 1 or l1 < 0 or l2 < 0 or padding not in (None, *PADDINGS):
+    if aux and (features_only or not classes):
         raise UsageError(
-            "model.option",
-            f"drop_path={drop_path}, l1={l1}, l2={l2}, padding={padding!r}: one is impossible",
-            fix=f"rates in 0..1, penalties of 0 or more, padding {' or '.join(PADDINGS)}",
+            "model.option", "auxiliary classifiers stand beside logits, and there are none"
         )
     args = {**variant.args, **_arguments(variant, drop_path=drop_path, padding=padding)}
     preset = row is not None and row.reader == "preset"  # another library loads it
@@ -153,6 +161,18 @@ def create_model(
     return model
 
 
+def _check(**options: tuple[Any, bool]) -> None:
+    """Refuse what no model can have; each option comes as (value, whether it is possible)."""
+    wrong = [f"{name}={value!r}" for name, (value, possible) in options.items() if not possible]
+    if wrong:
+        raise UsageError(
+            "model.option",
+            f"impossible: {', '.join(wrong)}",
+            fix="counts from 1 (num_classes from 0), rates from 0 to below 1, penalties from 0, "
+            f"padding {' or '.join(PADDINGS)}",
+        )
+
+
 def _arguments(variant: Variant, **options: Any) -> dict[str, Any]:
     """Return the options that were given and that the body of the architecture takes."""
     given = {name: value for name, value in options.items() if value is not None}
@@ -198,11 +218,18 @@ def _penalise(model: keras.Model, regularizer: keras.regularizers.Regularizer) -
 
 
 def _with_aux(variant: Variant, args, image, logits, rate, classes) -> dict[str, Any]:
-    if not variant.family.aux or not classes:
+    if not variant.family.aux:
         raise UsageError("model.option", f"{variant.name} has no auxiliary classifiers")
     whole = keras.Model(image, logits)
     layers = lambda name: whole.get_layer(name).output  # noqa: E731
-    return {"logits": logits, **variant.family.aux(layers, rate, classes, **args)}
+    try:
+        return {"logits": logits, **variant.family.aux(layers, rate, classes, **args)}
+    except ValueError as error:  # of Keras: a window is larger than the map
+        raise UsageError(
+            "model.size",
+            f"the images are too small for the auxiliary classifiers of {variant.name}",
+            fix=f"input_shape={variant.size}",
+        ) from error
 
 
 def _normalize(x, rule: Preprocess, channels: int):
@@ -268,6 +295,10 @@ def _input_shape(variant: Variant, row: Weights | None, shape, in_chans) -> tupl
         shape = (size, size)
     elif isinstance(shape, int):
         shape = (shape, shape)
+    if len(shape) not in (2, 3):
+        raise UsageError(
+            "model.size", f"input_shape={shape} is no (height, width) or (height, width, channels)"
+        )
     channels = in_chans or (shape[2] if len(shape) == 3 else variant.in_chans)
     if in_chans and len(shape) == 3 and shape[2] != in_chans:
         raise UsageError("model.size", f"input_shape says {shape[2]} channels, in_chans {in_chans}")

@@ -115,12 +115,20 @@ def _about(repository: str, revision: str) -> dict[str, Any]:
             "model.format", "the repository has no model.safetensors", where=repository
         )
     base = f"{hub}/{repository}/resolve/{commit}"
+    config = _json(f"{base}/config.json", place)
+    if not {"architecture", "pretrained_cfg"} <= config.keys():
+        raise ModelError(
+            "model.format",
+            "the repository's config.json is not one of timm",
+            where=repository,
+            fix="a checkpoint of timm, as in hf://timm/resnet18.a1_in1k",
+        )
     tags = [t.removeprefix("license:") for t in listing.get("tags", ()) if t.startswith("license:")]
     about = {
         "commit": commit,
         "uri": f"{base}/model.safetensors",
-        "sha256": names["model.safetensors"]["lfs"]["sha256"],
-        "config": _json(f"{base}/config.json", place),
+        "sha256": names["model.safetensors"].get("lfs", {}).get("sha256"),
+        "config": config,
         "licence": tags[0] if tags else "unknown",
     }
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,8 @@ class Weights:
         sha256_prefix: the leading digits that torchvision puts into the file's name.
         pip: the package that carries a `pkg://` file.
         reader: how the file names its layers: `torch` (a state dict of torchvision), `timm` (a
-            state dict of timm) or `keras` (HDF5 of keras.applications).
+            state dict of timm), `keras` (HDF5 of keras.applications) or `preset` (another
+            library loads it).
         licence: SPDX identifier of the weights. origin: who trained them, in words.
         classes: of its logits; 0 if the file has no classifier.
         top1, top5: ImageNet validation accuracy in percent, as published.
@@ -91,7 +92,11 @@ class Family:
         paper: `arXiv:...` or a citation. year: of the paper.
         torch_name: maps one of our layer names to the prefix of its tensors in a torch state
             dict: `torch_name(layer, **args) -> "features.0"`.
-        keras_name: maps a layer name to the layer's name in a keras.applications file.
+        torch_rename: a pattern and what takes its place in the names of older torch files.
+        timm_name: as `torch_name`, for the state dicts of timm.
+        keras_name: maps a layer name to the layer's name in a keras.applications file; a name
+            with `#3` means the third layer of its kind, with `:1` one array of a layer.
+        unread: a pattern of names in files that no model here has, such as auxiliary heads.
     """
 
     name: str
@@ -105,7 +110,9 @@ class Family:
     torch_name: Callable[..., str] | None = None
     torch_rename: tuple[str, str] | None = None
     timm_name: Callable[..., str] | None = None
-    keras_name: Callable[..., str] = field(default=lambda layer, **_: layer)
+    keras_name: Callable[..., str] = field(
+        default=lambda layer, **_: "predictions" if layer == "logits" else layer
+    )
     unread: str | None = None
 
 

@@ -8,6 +8,7 @@ import socket
 import numpy as np
 import pytest
 from dlzoo import zoo
+from equality import TOLERANCE
 from golden import random_weights as rw
 from rows import rows
 
@@ -74,3 +75,14 @@ def images():
         return np.rint(rw.uniform("images", shape, 0, 255))
 
     return images
+
+
+@pytest.fixture
+def close(record_property):
+    """Give `close(name, reference, off)`: fail if too far off; the run prints it at its end."""
+
+    def close(name, reference, off):
+        record_property("off", (name, reference, off))
+        assert off <= TOLERANCE, f"{name} is {off:.1e} from {reference}"
+
+    return close

@@ -14,7 +14,7 @@ import pytest
 from dlzoo import zoo
 from dlzoo.data.pipeline import load_image
 from dlzoo.zoo import graph
-from equality import GOLDEN, TOLERANCE, images, off_by, read, to_golden, to_numpy
+from equality import GOLDEN, TOLERANCE, golden_of, images, off_by, read, to_golden, to_numpy
 from golden import random_weights as rw
 from rows import SMALLEST, rows
 from safetensors.numpy import save_file
@@ -36,31 +36,27 @@ DEFAULT |= {"vgg11 96x160", "resnet50_v1_5 all"}
 
 
 @pytest.mark.parametrize("case", rows(cases(), DEFAULT))
-def test_same_outputs_as_the_reference(case, tmp_path):
+def test_same_outputs_as_the_reference(case, tmp_path, close):
     name, size = case.split()
-    off = to_golden(name, tmp_path, None if size == "all" else size)
-    print(f"{name} at {size}: off by {off:.1e}")
-    assert off <= TOLERANCE
+    close(name, golden_of(name), to_golden(name, tmp_path, None if size == "all" else size))
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet5"])
-def test_same_outputs_as_a_few_lines_of_numpy(name):
-    off = to_numpy(name)
-    print(f"{name}: off by {off:.1e}")
-    assert off <= TOLERANCE
+def test_same_outputs_as_a_few_lines_of_numpy(name, close):
+    close(name, "NumPy", to_numpy(name))
 
 
 @pytest.mark.parametrize(
     "name",
     rows([f"efficientnet_lite{n}.tf_in1k" for n in (0, 1, 2)], ["efficientnet_lite0.tf_in1k"]),
 )
-def test_same_outputs_with_the_published_weights(name):
+def test_same_outputs_with_the_published_weights(name, close):
     (size, expected), *_ = read(name)[1].items()
     model = zoo.create_model(name)
+    variant = name.partition(".")[0]
     off = off_by(np.asarray(model(images(size), training=False)), expected)
-    print(f"{name}: off by {off:.1e}")
-    assert off <= TOLERANCE
-    plain = zoo.create_model(name.partition(".")[0])
+    close(variant, f"{golden_of(variant)}, published weights", off)
+    plain = zoo.create_model(variant)
     assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
 
 

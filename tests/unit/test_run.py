@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(photos, tmp_path, monkeypat
 
     from dlzoo.callbacks import History
 
-    settings = {**FAST, "data": photos, "epochs": 6, "patience": 6}
+    settings = {**FAST, "data": photos, "epochs": 6, "patience": 6, "optimizer": "adamw"}
     whole = finetune(out=str(tmp_path / "whole"), **settings)
     monkeypatch.setattr("dlzoo.transfer.fit._Checkpointer.EVERY", 0.0)
     count, record = [], History.epoch_done

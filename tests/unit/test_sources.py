@@ -117,6 +117,23 @@ def test_names_that_mean_nothing(hub, name, weights, id, says):
     assert caught.value.id == id
 
 
+def test_a_checkpoint_of_another_library_is_refused(hub):
+    path = next(key for key in hub if key.endswith("config.json"))
+    hub[path] = json.dumps({"architectures": ["ResNetForImageClassification"]}).encode()
+    with pytest.raises(ModelError, match="not one of timm") as caught:
+        zoo.create_model(URI)
+    assert caught.value.id == "model.format" and "hf://timm/" in caught.value.hint
+
+
+def test_a_file_without_a_hash_is_not_downloaded(hub):
+    path = next(key for key in hub if key.startswith("/api"))
+    listing = json.loads(hub[path])
+    del listing["siblings"][0]["lfs"]
+    hub[path] = json.dumps(listing).encode()
+    with pytest.raises(ModelError, match="no hash"):
+        zoo.create_model(URI)
+
+
 def test_offline_means_offline(hub, monkeypatch):
     monkeypatch.setenv("DLZOO_OFFLINE", "1")
     with pytest.raises(ModelError, match="offline mode is on"):

@@ -133,6 +133,8 @@ def test_pooled_taps_are_joined():
     assert joined.shape == (1, 256 + 512)
     assert np.abs(joined - expected).max() < 1e-4 * np.abs(expected).max()
     assert graph.built(model).create["taps"] == ["C4", "C5"]
+    one = zoo.create_model("resnet18", pool="avg", taps="C4", **SMALL)
+    assert graph.built(one).create["taps"] == ["C4"]
 
 
 def test_pool_takes_the_maximum_too():
@@ -150,6 +152,8 @@ def test_pool_takes_the_maximum_too():
         ({"taps": ("C5",)}, "model.taps", "pool"),
         ({"input_shape": (40, 40, 3), "in_chans": 1}, "model.size", "3 channels, in_chans 1"),
         ({"input_shape": 31}, "model.size", "at least 32 pixels, got 31"),
+        ({"input_shape": (64,)}, "model.size", "height, width"),
+        ({"input_shape": (64, 64, 3, 1)}, "model.size", "height, width"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, id, words):

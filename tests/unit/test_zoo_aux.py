@@ -44,6 +44,12 @@ def test_training_moves_them():
         assert not weights or not np.array_equal(weights[0], after[0]), name
 
 
+def test_images_too_small_for_them_are_refused():
+    with pytest.raises(UsageError, match=r"too small.*inception_v3") as caught:
+        zoo.create_model("inception_v3", aux=True, input_shape=128)
+    assert caught.value.id == "model.size" and "299" in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["googlenet"])
 def test_a_file_of_torchvision_has_them_too(name, tmp_path):
     tensors = rw.state_dict(read(name)[0])
@@ -60,3 +66,6 @@ def test_a_file_of_torchvision_has_them_too(name, tmp_path):
 def test_other_models_have_none():
     with pytest.raises(UsageError, match="no auxiliary classifiers"):
         zoo.create_model("resnet18", aux=True)
+    for none in ({"num_classes": 0}, {"features_only": True}):
+        with pytest.raises(UsageError, match="beside logits"):
+            zoo.create_model("googlenet", aux=True, **none)

@@ -1,5 +1,7 @@
 """The building blocks that a course names are options of every model that allows them."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -89,11 +91,18 @@ def test_an_option_that_the_architecture_lacks_is_refused(option, has):
     zoo.create_model("lenet5", drop_path=0)  # nothing asked for
 
 
-@pytest.mark.parametrize("option", [{"padding": "sane"}, {"drop_path": 1.5}, {"l2": -1.0}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"padding": "sane"}, {"drop_path": 1.5}, {"l2": -1.0}, {"dropout": 1.0}),
+        *({"dropout": -0.1}, {"in_chans": 0}, {"in_chans": -1}, {"num_classes": -1}),
+    ],
+)
 def test_an_impossible_value_is_refused(option):
-    name = "efficientnet_b0" if "drop_path" in option else "mobilenet_v2"
-    with pytest.raises(UsageError, match=r"model\.option"):
-        zoo.create_model(name, **option, **SMALL)
+    [(name, value)] = option.items()
+    with pytest.raises(UsageError, match=re.escape(f"impossible: {name}={value!r}")) as caught:
+        zoo.create_model("efficientnet_b0", **{**SMALL, **option})
+    assert caught.value.id == "model.option"
 
 
 def test_options_are_kept_with_a_model_so_that_it_can_be_built_again():

@@ -1,6 +1,6 @@
 """DenseNet: each layer sees the maps of all layers before it in its block."""
 
-from ..blocks import L, conv, norm_act
+from ..blocks import L, conv, max_pool_padded, norm_act
 from ..registry import IMAGENET, family, keras_applications, torchvision
 
 EPS = 1e-5
@@ -16,8 +16,7 @@ def body(x, depths, growth=32, stem=64):
         conv(x, stem, 7, 2, name="conv1_conv", padding="torch"), "relu", epsilon=EPS, name="conv1"
     )
     taps = {"C1": x}
-    x = L.ZeroPadding2D(1, name="pool1_pad")(x)  # after a ReLU, zero is as good as -inf
-    x = L.MaxPooling2D(3, 2, name="pool1")(x)
+    x = max_pool_padded(x, name="pool1")
     for stage, depth in enumerate(depths, start=2):
         if stage > 2:
             x = before(x, x.shape[-1] // 2, 1, f"pool{stage - 1}")

@@ -6,15 +6,7 @@ In TensorFlow's form (Keras) and torchvision's. EfficientNetV2 and Lite are made
 from functools import partial
 from math import ceil
 
-from ..blocks import (
-    L,
-    conv,
-    drop_branch,
-    inverted_residual,
-    make_divisible,
-    norm_act,
-    squeeze_excite,
-)
+from ..blocks import add_input, conv, inverted_residual, make_divisible, norm_act, squeeze_excite
 from ..registry import IMAGENET, family, keras_applications, torchvision
 
 # (repeats, channels, kernel, stride, expansion, fused) of each stage at width and depth 1
@@ -82,9 +74,7 @@ def fused_residual(
     else:
         x = conv(x, channels, kernel, strides, name=f"{name}_project_conv", padding=padding)
         x = norm_act(x, activation, epsilon=epsilon, name=f"{name}_project")
-    if strides == 1 and inputs.shape[-1] == channels:
-        x = L.Add(name=f"{name}_add")([inputs, drop_branch(x, drop, name=f"{name}_drop")])
-    return x
+    return add_input(inputs, x, strides, name=name, drop=drop)
 
 
 def split(layer):

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ..registry import IMAGENET, family, keras_applications, torchvision
+from ..registry import HALF, IMAGENET, family, keras_applications, torchvision
 from ..spec import Preprocess
 from .efficientnet import body, keras_name, timm_name, torch_name
 
@@ -24,7 +24,6 @@ LARGE = (
     (19, 224, 3, 1, 6, 0), (25, 384, 3, 2, 6, 0), (7, 640, 3, 1, 6, 0),
 )  # fmt: skip
 HALF_128 = Preprocess((128.0,) * 3, (128.0,) * 3)  # of the Keras files of S, M and L
-HALF = Preprocess((127.5,) * 3, (127.5,) * 3)
 
 
 def google(name, size, digest, top1, top5, rule=IMAGENET):

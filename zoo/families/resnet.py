@@ -5,7 +5,7 @@ The paper strides in the first 1x1 convolution of a bottleneck; "v1.5" strides i
 torchvision and most of today's checkpoints do. They are different graphs, so different names.
 """
 
-from ..blocks import L, conv, norm_act
+from ..blocks import L, conv, max_pool_padded, norm_act
 from ..registry import CAFFE, family, keras_applications, torchvision, torchvision_v2
 
 
@@ -44,8 +44,7 @@ def body(x, depths, basic=False, paper=False, groups=1, width=64):
 
     x = unit(x, 64, 7, 2, "conv1")
     taps = {"C1": x}
-    x = L.ZeroPadding2D(1, name="pool1_pad")(x)  # after a ReLU, zero is as good as -inf
-    x = L.MaxPooling2D(3, 2, name="pool1")(x)
+    x = max_pool_padded(x, name="pool1")
     for stage, depth in enumerate(depths, start=2):
         for i in range(1, depth + 1):
             strides = 2 if i == 1 and stage > 2 else 1
@@ -80,7 +79,6 @@ add = family(
     year=2015,
     torch_name=torch_name,
     timm_name=torch_name,
-    keras_name=lambda layer, **_: "predictions" if layer == "logits" else layer,
 )
 TV, TV2 = torchvision, torchvision_v2
 BASIC, DEEP = (64, 64, 128, 256, 512), (64, 256, 512, 1024, 2048)  # channels of C1 to C5

@@ -4,7 +4,7 @@ The form of keras.applications, which shrinks the map in the last block of a sta
 stride 2^i is therefore the output of the block before it.
 """
 
-from ..blocks import L, conv, norm_act
+from ..blocks import L, conv, max_pool_padded, norm_act
 from ..registry import HALF, family, keras_applications
 
 EPS = 1.001e-5
@@ -27,8 +27,7 @@ def body(x, depths):
 
     x = conv(x, 64, 7, 2, name="conv1_conv", bias=True, padding="torch")
     taps = {"C1": x}
-    x = L.ZeroPadding2D(1, name="pool1_pad")(x)  # zeros, though no ReLU comes before
-    x = L.MaxPooling2D(3, 2, name="pool1")(x)
+    x = max_pool_padded(x, name="pool1")  # zeros count, since no ReLU comes before
     for stage, depth in enumerate(depths, start=2):
         for i in range(1, depth + 1):
             strides = 2 if i == depth and stage < 5 else 1
@@ -50,7 +49,6 @@ add = family(
     body,
     paper="arXiv:1603.05027",
     year=2016,
-    keras_name=lambda layer, **_: "predictions" if layer == "logits" else layer,
 )
 TAPS = (64, 256, 512, 1024, 2048)
 # fmt: off

@@ -4,7 +4,7 @@ A tap is the output of the last block before its channels are interleaved: the s
 torchvision's, in another order.
 """
 
-from ..blocks import L, Ops, conv, depthwise, norm_act
+from ..blocks import L, Ops, conv, depthwise, max_pool_padded, norm_act
 from ..registry import family, torchvision
 
 
@@ -33,8 +33,7 @@ def filtered(x, strides, name):
 def body(x, widths):
     x = norm_act(conv(x, 24, 3, 2, name="conv1_conv", padding="torch"), "relu", name="conv1")
     taps = {"C1": x}
-    x = L.ZeroPadding2D(1, name="pool1_pad")(x)  # after a ReLU, zero is as good as -inf
-    x = L.MaxPooling2D(3, 2, name="pool1")(x)
+    x = max_pool_padded(x, name="pool1")
     taps["C2"] = x
     for stage, (width, depth) in enumerate(zip(widths, (4, 8, 4), strict=False), start=2):
         for i in range(depth):

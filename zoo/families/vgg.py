@@ -55,7 +55,6 @@ add = family(
     paper="arXiv:1409.1556",
     year=2014,
     torch_name=torch_name,
-    keras_name=lambda layer, **_: "predictions" if layer == "logits" else layer,
 )
 # What the SSD detector starts from: Caffe's features, without the dense layers.
 AMDEGROOT = Preprocess((123.0, 117.0, 104.0), (1.0,) * 3)
@@ -69,7 +68,8 @@ add("vgg13", depths=D13, params=133_047_848, gmacs=11.308, taps=TAPS, torchvisio
     TV("vgg13-19584684.pth", 69.928, 89.246)])
 add("vgg16", depths=D16, params=138_357_544, gmacs=15.470, taps=TAPS, keras="VGG16", torchvision="vgg16", weights=[
     oxford(16, "64373286793e3c8b2b4e3219cbf3544b", 71.3, 90.1), TV("vgg16-397923af.pth", 71.592, 90.382),
-    TV("vgg16_features-amdegroot-88682ab5.pth", None, None, tag="tv_features", rule=AMDEGROOT, classes=0)])
+    TV("vgg16_features-amdegroot-88682ab5.pth", None, None, tag="tv_features", rule=AMDEGROOT, classes=0, licence="CC-BY-4.0",
+       origin="Visual Geometry Group, Oxford, converted by Max deGroot; published by torchvision")])
 add("vgg19", depths=D19, params=143_667_240, gmacs=19.632, taps=TAPS, keras="VGG19", torchvision="vgg19", weights=[
     oxford(19, "cbe5617147190e668d6c5d5026f83318", 71.3, 90.0), TV("vgg19-dcbb9e9d.pth", 72.376, 90.876)])
 add("vgg11_bn", depths=D11, norm=True, params=132_868_840, gmacs=7.609, taps=TAPS, torchvision="vgg11_bn", weights=[
