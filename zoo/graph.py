@@ -6,6 +6,7 @@ unfreezing, layer-wise learning rates and the activation cache all derive from t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -132,6 +133,12 @@ def replay(model: keras.Model, outputs: dict[str, Any], x: Any) -> dict[str, Any
         if isinstance(old, keras.layers.Layer):
             new.set_weights(old.get_weights())
     return found
+
+
+def evaluate(model: keras.Model, x: Any, instead: Callable[[Any], Callable[..., Any]]) -> Any:
+    """Compute a model's output with `instead(layer)` in the place of each of its layers."""
+    outputs = model._run_through_graph(x, operation_fn=instead)  # private, as above
+    return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
 
 
 def layer_of(tensor: Any) -> str:
