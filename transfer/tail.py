@@ -8,6 +8,7 @@ kernel, the factor no longer goes over the map forward and back. See `benchmarks
 
 from __future__ import annotations
 
+import collections
 import functools
 from typing import Any
 
@@ -29,10 +30,7 @@ def trainable_view(top: keras.Model) -> keras.Model:
     layers = top.layers
     if any(layer.compute_dtype != "float32" for layer in layers):
         return top
-    try:
-        plan = _plan(top)
-    except (AttributeError, ValueError):  # a layer that is used twice has no one input
-        return top
+    plan = _plan(top)
     return View(top, plan) if plan else top
 
 
@@ -53,18 +51,23 @@ class View(keras.Model):
 
 def _plan(top: keras.Model) -> dict[Any, Any]:
     """Return the layers to compute in another way, each with what stands in for it."""
-    uses: dict[int, int] = {}
-    shown = {graph.layer_of(tensor) for tensor in top.outputs}
-    for operation in top.operations:
-        if not isinstance(operation, keras.layers.InputLayer):
-            for tensor in keras.tree.flatten(operation.input):
-                uses[id(tensor)] = uses.get(id(tensor), 0) + 1
-    known = [layer for layer in top.layers if _known(layer)]
-    linear = {id(c.output): c for c in known if c.activation is keras.activations.linear}
+    uses = graph.uses(top)
+    operations = [operation for operation, _, _ in uses]
+    if len(set(operations)) < len(operations):
+        return {}
+    taken = collections.Counter(id(tensor) for _, inputs, _ in uses for tensor in inputs)
+    taken.update(id(tensor) for tensor in top.outputs)
+    known = [operation for operation in operations if _known(operation)]
+    linear = {
+        id(made[0]): operation
+        for operation, _, made in uses
+        if operation in known
+        and operation.activation is keras.activations.linear
+        and taken[id(made[0])] == 1
+    }
     plan: dict[Any, Any] = {}
-    for layer in top.layers:
-        source = linear.get(id(layer.input)) if _frozen_norm(layer) else None
-        if source and uses[id(source.output)] == 1 and source.name not in shown:
+    for layer, inputs, _ in uses:
+        if _frozen_norm(layer) and (source := linear.get(id(inputs[0]))):
             plan[source] = functools.partial(_convolve, source, layer)
             plan[layer] = lambda x, **_: x  # no masks: what comes is an image's map
     for layer in known:
