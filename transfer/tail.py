@@ -1,14 +1,14 @@
 """Train the tail of a network on a CPU in less time, with the same mathematics.
 
-Measured on 2 cores (TensorFlow 2.21, AVX2; `benchmarks/tail.py`): what a step of such a tail costs is
-its convolutions, and most of that is TensorFlow's gradient of the 1x1 ones, which takes two to three
-times as long as the matrix product that it is. A frozen BatchNorm behind a convolution is a
-factor and a sum for each channel; put into the kernel, they no longer go over the map forward and
-back.
+What a step of a tail costs on a CPU is its convolutions, most of all TensorFlow's gradient by
+the input of the 1x1 ones, which takes two to three times as long as the matrix product that it is.
+A frozen BatchNorm behind a convolution is a factor and a sum for each channel; put into the
+kernel, the factor no longer goes over the map forward and back. See `benchmarks/tail.py`.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 from typing import Any
 
@@ -30,10 +30,7 @@ def trainable_view(top: keras.Model) -> keras.Model:
     layers = top.layers
     if any(layer.compute_dtype != "float32" for layer in layers):
         return top
-    try:
-        plan = _plan(top)
-    except (AttributeError, ValueError):  # a layer that is used twice has no one input
-        return top
+    plan = _plan(top)
     return View(top, plan) if plan else top
 
 
@@ -54,21 +51,26 @@ class View(keras.Model):
 
 def _plan(top: keras.Model) -> dict[Any, Any]:
     """Return the layers to compute in another way, each with what stands in for it."""
-    uses: dict[int, int] = {id(tensor): 1 for tensor in top.outputs}
-    names = {graph.layer_of(tensor) for tensor in top.outputs}
-    for operation in top.operations:
-        if not isinstance(operation, keras.layers.InputLayer):
-            for tensor in keras.tree.flatten(operation.input):
-                uses[id(tensor)] = uses.get(id(tensor), 0) + 1
-    makers = {id(layer.output): layer for layer in top.layers if _known(layer)}
+    uses = graph.uses(top)
+    operations = [operation for operation, _, _ in uses]
+    if len(set(operations)) < len(operations):
+        return {}
+    taken = collections.Counter(id(tensor) for _, inputs, _ in uses for tensor in inputs)
+    taken.update(id(tensor) for tensor in top.outputs)
+    known = [operation for operation in operations if _known(operation)]
+    linear = {
+        id(made[0]): operation
+        for operation, _, made in uses
+        if operation in known
+        and operation.activation is keras.activations.linear
+        and taken[id(made[0])] == 1
+    }
     plan: dict[Any, Any] = {}
-    for layer in top.layers:
-        source = makers.get(id(layer.input)) if _frozen_norm(layer) else None
-        if source and uses[id(source.output)] == 1 and source.name not in names:
-            if source.activation is keras.activations.linear:
-                plan[source] = functools.partial(_convolve, source, layer)
-                plan[layer] = lambda x, **_: x  # no masks: what comes is an image's map
-    for layer in makers.values():
+    for layer, inputs, _ in uses:
+        if _frozen_norm(layer) and (source := linear.get(id(inputs[0]))):
+            plan[source] = functools.partial(_convolve, source, layer)
+            plan[layer] = lambda x, **_: x  # no masks: what comes is an image's map
+    for layer in known:
         if layer not in plan and _pointwise(layer):
             plan[layer] = functools.partial(_convolve, layer, None)
     return plan

@@ -137,8 +137,20 @@ def replay(model: keras.Model, outputs: dict[str, Any], x: Any) -> dict[str, Any
 
 def evaluate(model: keras.Model, x: Any, instead: Callable[[Any], Callable[..., Any]]) -> Any:
     """Compute a model's output with `instead(layer)` in the place of each of its layers."""
-    outputs = model._run_through_graph(x, operation_fn=instead)  # private, as above
+
+    def bare(layer):
+        # the graph holds `training` as it was when built, and would outrank that of the call
+        return lambda *args, training=None, **kwargs: instead(layer)(*args, **kwargs)
+
+    outputs = model._run_through_graph(x, operation_fn=bare)  # private, as above
     return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
+
+
+def uses(model: keras.Model) -> list[tuple[Any, list[Any], list[Any]]]:
+    """Return each use of an operation in a model: itself, the tensors it takes and makes."""
+    depths = model._nodes_by_depth  # private, as above
+    nodes = [node for depth in sorted(depths, reverse=True) for node in depths[depth]]
+    return [(n.operation, n.input_tensors, n.outputs) for n in nodes if not n.is_input]
 
 
 def layer_of(tensor: Any) -> str:
