@@ -16,6 +16,7 @@ import pytest
 from dlzoo import finetune, load_data, load_run, zoo
 from dlzoo.errors import (
     DataError,
+    ExportError,
     GateError,
     Interrupted,
     ModelError,
