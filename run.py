@@ -272,8 +272,8 @@ class Run:
                 done[name] = export(classifier, path, name, images=photos, options=asked)
             except DlzooError as error:
                 failed.append(error)
-        for error in failed[1:]:
-            console.say(error.render())
+        for later in failed[1:]:
+            console.say(later.render())
         if failed:
             raise failed[0]
         return done

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..errors import UsageError, nearest
+from ..errors import ExportError, UsageError, nearest
 from . import keras_file, onnx_file, parity, savedmodel, tflite
 from .artefact import Format, Options, describe
 from .parity import Photos
@@ -116,14 +116,19 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     # Keras insists on its ending, so what says "not whole yet" comes first.
     temporary = path.with_name(f".{os.getpid()}.part.{path.name}")
+    final, refused = path, path.with_name(f"{path.name}.rejected")
     try:
         kind.write(classifier, temporary, about, chosen)
-        figures = parity.check(
-            photos, kind.answers(temporary, chosen), classifier.task, chosen.limit
-        )
+        try:
+            figures = parity.check(
+                photos, kind.answers(temporary, chosen), classifier.task, chosen.limit
+            )
+        except ExportError as error:  # it could not even be asked
+            _move(temporary, refused)
+            raise ExportError(error.id, error.message, where=refused, fix=error.hint) from error
         more = kind.measure(temporary, classifier, chosen) if kind.measure else {}
         passed = figures["passed"] and more.get("passed", True)
-        final = path if passed else path.with_name(f"{path.name}.rejected")
+        final = path if passed else refused
         figures |= more | {
             "passed": passed,
             "format": format,
@@ -132,9 +137,7 @@ def export(
             "bytes": _size(temporary),
             "path": str(final),
         }
-        if not passed:
-            _remove(final)
-        temporary.rename(final)
+        _move(temporary, final)
     finally:
         _remove(temporary)
     _record(path, final.name, figures)
@@ -157,6 +160,11 @@ def _record(path: Path, final: str, figures: dict[str, Any]) -> None:
 def _size(path: Path) -> int:
     parts = path.rglob("*") if path.is_dir() else [path]
     return sum(part.stat().st_size for part in parts if part.is_file())
+
+
+def _move(path: Path, target: Path) -> None:
+    _remove(target)
+    path.rename(target)
 
 
 def _remove(path: Path) -> None:

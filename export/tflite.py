@@ -110,7 +110,17 @@ def ask(path: Path) -> parity.Ask:
     """Open a file; the function returned takes any number of images if the file does."""
     from ..transfer.engine import _interpreter
 
-    interpreter = _interpreter(path.read_bytes())
+    try:
+        interpreter = _interpreter(path.read_bytes())
+    except RuntimeError as error:
+        if "Flex" not in str(error):
+            raise
+        raise ExportError(
+            "export.flex",
+            "it needs TensorFlow operations that this machine's interpreter cannot run, so it "
+            "could not be checked",
+            fix="check it where the Flex delegate is linked, before you rely on it",
+        ) from error
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     as_uint8 = source["dtype"] == np.uint8
     if as_uint8 and not np.allclose(source["quantization"], (1, 0)):
