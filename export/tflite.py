@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,17 +111,8 @@ def ask(path: Path) -> parity.Ask:
     """Open a file; the function returned takes any number of images if the file does."""
     from ..transfer.engine import _interpreter
 
-    try:
+    with _flex_told():
         interpreter = _interpreter(path.read_bytes())
-    except RuntimeError as error:
-        if "Flex" not in str(error):
-            raise
-        raise ExportError(
-            "export.flex",
-            "it needs TensorFlow operations that this machine's interpreter cannot run, so it "
-            "could not be checked",
-            fix="check it where the Flex delegate is linked, before you rely on it",
-        ) from error
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     as_uint8 = source["dtype"] == np.uint8
     if as_uint8 and not np.allclose(source["quantization"], (1, 0)):
@@ -130,14 +122,32 @@ def ask(path: Path) -> parity.Ask:
     def run(images: np.ndarray) -> np.ndarray:
         if images.shape != shape[0]:
             interpreter.resize_tensor_input(source["index"], images.shape)
-            interpreter.allocate_tensors()
+            with _flex_told():
+                interpreter.allocate_tensors()
             shape[0] = images.shape
         pixels = np.rint(images) if as_uint8 else images
         interpreter.set_tensor(source["index"], pixels.astype(source["dtype"]))
-        interpreter.invoke()
+        with _flex_told():
+            interpreter.invoke()
         return interpreter.get_tensor(target["index"])
 
     return run
+
+
+@contextmanager
+def _flex_told() -> Iterator[None]:
+    """Turn the interpreter's complaint about Flex into `export.flex`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Flex" not in str(error):
+            raise
+        raise ExportError(
+            "export.flex",
+            "it needs TensorFlow operations that this machine's interpreter cannot run, so it "
+            "could not be checked",
+            fix="check it where the Flex delegate is linked, before you rely on it",
+        ) from error
 
 
 def _answers(path: Path, options: Options) -> dict[str, parity.Answer]:
