@@ -194,7 +194,7 @@ Android: implementation("com.google.ai.edge.litert:litert:1.+"), put the file in
     where input is a ByteBuffer of size * size * 3 RGB pixels: float32 0..255, or uint8 for a
     file quantized to int8. Normalisation is inside. labels.txt and dlzoo.json are in the zip at
     the end of the file: `unzip -p model.tflite labels.txt`.
-Microcontrollers and Edge TPUs take the int8 file. JavaScript: use onnx. TF Serving: savedmodel.
+JavaScript: use onnx. TF Serving: savedmodel.
 """,
     imports="""
 import zipfile
