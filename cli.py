@@ -18,10 +18,11 @@ import click
 from . import __version__, answers, console
 from .errors import DataError, GateError, ResourceError, UsageError
 from .guard import COMPLETE, PROGRAM, run_command
-from .options import Count, DataSettings, Settings, Verbs, complete_model, printing, stack
+from .options import Batch, Count, DataSettings, Settings, Verbs, complete_model, printing, stack
 
 run_argument = click.argument("run", metavar="RUN")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+FORMATS = "Any of savedmodel, keras, tflite, onnx."
 config_options = stack(
     click.option("--config", "config_file", metavar="FILE", help="Settings in TOML."),
     click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any one setting."),
@@ -148,19 +149,32 @@ def predict(run: str, photos: tuple[str, ...], topk: int, form: str, strict: boo
 
 @cli.command()
 @run_argument
-@click.option("--to", "formats", required=True, metavar="FORMAT[,...]", help="savedmodel")
-@click.option("--tolerance", type=float, default=1e-3, help="Largest difference.  [default: 1e-3]")
+@click.option("--to", "formats", required=True, metavar="FORMAT[,...]", help=FORMATS)
+@click.option("--quantize", type=click.Choice(["fp16", "int8"]), help="A smaller tflite file.")
+@click.option("--tolerance", type=float, help="Largest difference.  [default: 1e-3; fp16: 1e-2]")
+@click.option("--max-drop", type=float, default=1.5, help="Points int8 may lose.  [default: 1.5]")
+@click.option(
+    "--batch", type=Batch(), metavar="dynamic|N", help="Images a call.  [default: dynamic]"
+)
+@click.option("--allow-flex", is_flag=True, help="Let tflite need TensorFlow's operations.")
 @click.option("--images", metavar="DIR", help="Photos for the check; else those of the run.")
 @json_option
-def export(run: str, formats: str, tolerance: float, images: str | None, as_json: bool) -> None:
+def export(
+    run: str,
+    formats: str,
+    quantize: str | None,
+    images: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Write a checked model for use without dlzoo."""
     from .config import resolve
 
-    wanted = resolve({"export": formats}, called="--to").config.export
+    found = resolve({"export": formats, "quantize": quantize}, called="--{}").config
     from .run import load_run
 
     photos = list(answers.photos([images])) if images else None
-    parity = load_run(run).export(*wanted, images=photos, tolerance=tolerance)
+    parity = load_run(run).export(*found.export, images=photos, quantize=quantize, **asked)
     if as_json:
         console.out_json(parity)
         return

@@ -177,7 +177,10 @@ class FinetuneConfig(BaseModel):
         None, "name of the run directory", "NAME", pattern=r"^[^/\\\x00-\x1f]{1,200}$"
     )
     export: Annotated[list[str], BeforeValidator(_formats)] = setting(
-        [], "formats to export to at the end", "savedmodel"
+        [], "formats to export to at the end", "savedmodel,keras,tflite,onnx"
+    )
+    quantize: Literal["none", "fp16", "int8"] = setting(
+        "none", "make exported tflite files smaller"
     )
     fail_under: Fraction | None = setting(
         None, "exit 9 if test accuracy (0..1) is below", "FLOAT", examples=[0.9]
@@ -276,7 +279,7 @@ def resolve(
     Raises:
         UsageError: `config.not-found`, or `config.invalid` with every problem of all
             sources, line numbers for the file, and the nearest name for an unknown one.
-            `export.format` for a format that cannot be written.
+            `export.format`, `export.package` or `export.quantize` for what cannot be written.
     """
     flag_values = {k: v for k, v in (flags or {}).items() if v is not None and v != ()}
     set_values, problems = _read_sets(sets)
@@ -301,7 +304,7 @@ def resolve(
     if not problems:
         try:
             config = FinetuneConfig.model_validate(values)
-            _check_formats(config.export)
+            _check_exports(config)
             return Resolved(config, origin)
         except ValidationError as error:
             problems = [str(e["msg"]).removeprefix("Value error, ") for e in error.errors()]
@@ -314,12 +317,12 @@ def resolve(
     )
 
 
-def _check_formats(formats: Iterable[str]) -> None:
+def _check_exports(config: FinetuneConfig) -> None:
     """Raise now what would else end a run after two hours."""
-    for name in formats:
-        from .export import writer
+    if config.export or config.quantize != "none":
+        from .export import check_formats
 
-        writer(name)
+        check_formats(config.export, None if config.quantize == "none" else config.quantize)
 
 
 def _check(

@@ -127,6 +127,17 @@ class Count(click.ParamType):
             self.fail(f"{value!r} is no number such as 800k or 10M", param, ctx)
 
 
+class Batch(click.ParamType):
+    """The number of images a call takes, or `dynamic` (None)."""
+
+    name = "batch"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        if value == "dynamic":
+            return None
+        return click.IntRange(1).convert(value, param, ctx)
+
+
 def complete_model(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

@@ -229,31 +229,53 @@ class Run:
         self,
         *formats: str,
         images: Sequence[str | Path] | None = None,
-        tolerance: float = 1e-3,
+        tolerance: float | None = None,
         quantize: str | None = None,
+        max_drop: float = 1.5,
+        batch: int | None = None,
+        allow_flex: bool = False,
     ) -> dict[str, dict[str, Any]]:
         """Write the classifier for use elsewhere; each file is checked on real photos first.
 
+        All formats are tried, then the first one's error is raised. The figures of what was
+        written or refused are also in `export/parity.json`.
+
         Args:
-            formats: `savedmodel`. images: photos to check on; default: the run's own.
-            tolerance: largest difference of a probability. quantize: of formats to come.
+            formats: of `dlzoo.export.FORMATS`: savedmodel, keras, tflite, onnx.
+            images: photos to check on; default: the run's own.
+            quantize: `fp16` or `int8`, of the formats that can; int8 is calibrated on the run's
+                training photos and measured on its validation photos.
+            tolerance, max_drop, batch, allow_flex: see :class:`dlzoo.export.Options`.
 
         Returns:
-            Format to parity figures, with the `path` written.
+            Format to the figures of `dlzoo.export.export`.
         """
-        from .export import export, writer
+        from .export import Options, Photos, check_formats, export, file_name
 
-        for name in formats:
-            writer(name)  # an unknown format is said before anything is written
-        if quantize:
-            raise UsageError("export.quantize", "no format of this version can be quantized")
+        check_formats(formats, quantize)
+        asked = Options(
+            quantize=quantize,
+            batch=batch,
+            tolerance=tolerance,
+            max_drop=max_drop,
+            allow_flex=allow_flex,
+            data=self.data if quantize == "int8" else None,
+        )
         encoded = [Path(p).read_bytes() for p in images] if images else self._photos()
-        done = {}
+        classifier = self.classifier.float32()
+        photos = Photos.of(classifier, encoded)
+        done: dict[str, dict[str, Any]] = {}
+        failed: list[DlzooError] = []
         for name in formats:
-            path = self.directory.export / name
-            self.directory.export.mkdir(exist_ok=True)
-            figures = export(self.classifier, path, name, images=encoded, tolerance=tolerance)
-            done[name] = {**figures, "path": str(path)}
+            path = self.directory.export / file_name(name, asked)
+            try:
+                done[name] = export(classifier, path, name, images=photos, options=asked)
+            except DlzooError as error:
+                failed.append(error)
+        for later in failed[1:]:
+            console.say(later.render())
+        if failed:
+            raise failed[0]
         return done
 
     def _photos(self) -> list[bytes]:
@@ -323,7 +345,8 @@ def finetune(
     if job.classifier:
         run.__dict__["classifier"] = job.classifier  # fills the cached property
         if config.export:
-            run.export(*config.export)
+            quantize = None if config.quantize == "none" else config.quantize
+            run.export(*config.export, quantize=quantize)
     _gate(run, config.fail_under)
     return run
 

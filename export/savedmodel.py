@@ -12,18 +12,16 @@ and normalisation are in the graph; it needs neither dlzoo nor Keras.
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import files
-from ..errors import UsageError
 from . import parity
+from .artefact import INSIDE, Format, Options
+from .snippets import snippet
 
 if TYPE_CHECKING:
     from ..transfer.classifier import Classifier
@@ -31,80 +29,74 @@ if TYPE_CHECKING:
 EXTRA = "assets.extra"  # TensorFlow's own place for files that go with a SavedModel
 
 
-def savedmodel(
-    classifier: Classifier,
-    path: Path | str,
-    *,
-    images: Sequence[bytes],
-    tolerance: float = 1e-3,
-) -> dict:
-    """Write a SavedModel directory, load it again and check it on real images.
-
-    It appears at `path` as a whole, after it passed. `assets.extra/` in it holds dlzoo.json
-    (classes, preprocessing, versions) and parity.json (what is returned).
-
-    A mixed-precision classifier is rebuilt in float32, and that one is compared. Args,
-    Returns, Raises: see `dlzoo.export.export`.
-    """
-    path = Path(path)
-    if path.exists():
-        raise UsageError("export.exists", "there is something already", where=path)
-    classifier = classifier.float32()
-    expected = parity.reference(classifier, images)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _write(classifier, temporary)
-        answers = _answers(temporary)
-        figures = parity.check(expected, answers, images, classifier.task, tolerance)
-        files.write_json(temporary / EXTRA / "parity.json", figures)
-        if not figures["passed"]:
-            kept = path.with_name(f"{path.name}.rejected")
-            shutil.rmtree(kept, ignore_errors=True)
-            temporary.rename(kept)
-            raise parity.rejected(figures, kept)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return figures
-
-
-def _write(classifier: Classifier, directory: Path) -> None:
+def _write(
+    classifier: Classifier, directory: Path, about: dict[str, Any], options: Options
+) -> None:
     import tensorflow as tf
 
-    from ..transfer.classifier import versions
     from .serving import Serving
 
-    serving = Serving(classifier)
+    serving = Serving(classifier, options.batch)
     tf.saved_model.save(serving, str(directory), serving.signatures())
-    about = {
-        "format": "dlzoo.savedmodel/1",
-        "task": classifier.task,
-        "classes": list(classifier.classes),
-        "preprocess": asdict(classifier.preprocess),
-        "input": "RGB images of any size, values 0..255, or encoded image files",
-        "origin": classifier.origin,
-        "versions": versions(),
-    }
     (directory / EXTRA).mkdir()
-    files.write_json(directory / EXTRA / "dlzoo.json", about)
+    files.write_json(directory / EXTRA / INSIDE, about)
 
 
-def _answers(directory: Path) -> dict[str, parity.Answer]:
-    """Return the two ways of asking the SavedModel in a directory: files, and pixels."""
+def _answers(directory: Path, options: Options) -> dict[str, parity.Answer]:
+    """Return the two ways of asking the SavedModel in a directory: pixels, and files."""
     import tensorflow as tf
 
     from ..data.decode import decode
 
     loaded = tf.saved_model.load(str(directory))
+    batch = options.batch or 1  # the images are of many sizes
 
-    def by_bytes(image: bytes) -> np.ndarray | None:
-        try:
-            return loaded(tf.constant([image])).numpy()
-        except tf.errors.InvalidArgumentError:  # a TIFF, say
-            return None
+    def by_pixels(photos: parity.Photos) -> Iterator[np.ndarray]:
+        for image in photos.files:
+            pixels = decode(image)[None].astype("float32")
+            yield loaded(np.repeat(pixels, batch, axis=0)).numpy()[:1]
 
-    def by_pixels(image: bytes) -> np.ndarray:
-        return loaded(decode(image)[None].astype("float32")).numpy()
+    def by_bytes(photos: parity.Photos) -> Iterator[np.ndarray | None]:
+        for image in photos.files:
+            try:
+                yield loaded(tf.constant([image] * batch)).numpy()[:1]
+            except tf.errors.InvalidArgumentError:  # a TIFF, say
+                yield None
 
-    return {"bytes": by_bytes, "pixels": by_pixels}
+    return {"pixels": by_pixels, "bytes": by_bytes}
+
+
+_SNIPPET = snippet(
+    file="savedmodel",
+    packages="tensorflow",
+    more="""
+The model takes image files as they are, and pixels of any size: model.model(images).
+
+TF Serving: copy the folder to models/NAME/1, then
+    tensorflow_model_server --rest_api_port=8501 --model_name=NAME --model_base_path=$PWD/models
+    POST http://localhost:8501/v1/models/NAME:predict
+    {"signature_name": "bytes", "instances": [{"image_bytes": {"b64": "..."}}]}
+JavaScript: ask that server; `use_onnx.py` tells of models inside the browser.
+Android: use the tflite format.
+""",
+    imports="""
+
+import tensorflow as tf
+""",
+    load=f"""
+        with open(f"{{path}}/{EXTRA}/{INSIDE}", encoding="utf-8") as file:
+            self.about = json.load(file)
+        self.model = tf.saved_model.load(path)
+""",
+    ask="return self.model(tf.constant(pixels)).numpy()",
+)
+
+FORMAT = Format(
+    stem="savedmodel",
+    suffix="",
+    write=_write,
+    answers=_answers,
+    snippet=_SNIPPET,
+    takes="RGB images of any size, values 0..255, or encoded image files",
+    any_size=True,
+)

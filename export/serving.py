@@ -13,12 +13,15 @@ from .decode import decode
 if TYPE_CHECKING:
     from ..transfer.classifier import Classifier
 
-_IMAGES = (None, None, None, 3)
-INPUTS = {
-    "serving_default": tf.TensorSpec(_IMAGES, tf.float32, "images"),
-    "serving_uint8": tf.TensorSpec(_IMAGES, tf.uint8, "images"),
-    "bytes": tf.TensorSpec((None,), tf.string, "image_bytes"),
-}
+
+def inputs(batch: int | None) -> dict[str, tf.TensorSpec]:
+    """Return what each signature takes; None: any number of images."""
+    images = (batch, None, None, 3)
+    return {
+        "serving_default": tf.TensorSpec(images, tf.float32, "images"),
+        "serving_uint8": tf.TensorSpec(images, tf.uint8, "images"),
+        "bytes": tf.TensorSpec((batch,), tf.string, "image_bytes"),
+    }
 
 
 class Serving(tf.Module):
@@ -26,10 +29,12 @@ class Serving(tf.Module):
 
     Args:
         classifier: float32 throughout; its variables are shared, not copied.
+        batch: images a call takes; None: any number.
     """
 
-    def __init__(self, classifier: Classifier):
+    def __init__(self, classifier: Classifier, batch: int | None = None):
         super().__init__("dlzoo")
+        self._inputs = inputs(batch)
         self._task, self._rule = classifier.task, classifier.preprocess
         self._names = tf.constant(classifier.classes)
         # The variables alone: the Keras model as an attribute would drag its Python side along.
@@ -88,7 +93,7 @@ class Serving(tf.Module):
 
         named = {
             name: tf.function(answer, input_signature=[spec], autograph=False)
-            for name, spec in INPUTS.items()
+            for name, spec in self._inputs.items()
         }
         named["class_names"] = tf.function(
             lambda: {"class_names": self._names}, input_signature=[], autograph=False

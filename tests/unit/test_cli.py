@@ -58,8 +58,8 @@ class FakeRun:
         for path in paths:
             yield Answer(path, "truncated", []) if "bad" in path else Answer(path)
 
-    def export(self, *formats, images=None, tolerance=1e-3):
-        self.exported = (formats, images, tolerance)
+    def export(self, *formats, **asked):
+        self.exported = (formats, asked)
         return {name: {"path": f"runs/x/export/{name}", "max_difference": 3e-7} for name in formats}
 
 
@@ -232,7 +232,18 @@ def test_export_prints_where_it_is_and_its_parity(call, run_module):
     code, out, errors = call("export", "runs/x", "--to", "savedmodel", "--tolerance", "1e-4")
     assert (code, out) == (0, "savedmodel  runs/x/export/savedmodel\n")
     assert "max_difference 3e-07" in errors
-    assert run_module.run.exported == (("savedmodel",), None, 1e-4)
+    default = {"images": None, "quantize": None, "max_drop": 1.5, "batch": None}
+    default |= {"tolerance": 1e-4, "allow_flex": False}
+    assert run_module.run.exported == (("savedmodel",), default)
+    flags = ["--quantize", "int8", "--max-drop", "2", "--batch", "8", "--allow-flex"]
+    assert call("export", "runs/x", "--to", "keras,tflite", *flags)[0] == 0
+    asked = default | {"quantize": "int8", "max_drop": 2, "batch": 8, "allow_flex": True}
+    assert run_module.run.exported == (("keras", "tflite"), asked | {"tolerance": None})
+    assert call("export", "runs/x", "--to", "tflite", "--batch", "dynamic")[0] == 0
+    assert run_module.run.exported[1]["batch"] is None
+    for wrong in (["--batch", "0"], ["--batch", "some"], ["--quantize", "int4"]):
+        assert call("export", "runs/x", "--to", "tflite", *wrong)[0] == 2
+    assert call("export", "runs/x", "--to", "savedmodel", "--quantize", "int8")[0] == 2
     out = call("export", "runs/x", "--to", "savedmodel", "--json")[1]
     assert json.loads(out)["savedmodel"]["max_difference"] == 3e-7
 

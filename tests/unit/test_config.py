@@ -131,6 +131,9 @@ def test_a_format_that_cannot_be_written_is_found_before_training():
     with pytest.raises(UsageError, match="savedmodel") as caught:
         resolve({"export": "savedmodle"})
     assert (caught.value.id, caught.value.exit_code) == ("export.format", 2)
+    with pytest.raises(UsageError, match=r"export\.quantize"):
+        resolve({"export": "savedmodel", "quantize": "int8"})
+    assert resolve({"export": "keras,tflite", "quantize": "fp16"}).config.quantize == "fp16"
 
 
 def test_other_variables_of_dlzoo_are_no_settings():

@@ -1,22 +1,25 @@
 """An exported model answers as the model did, anywhere, or says that it does not."""
 
+import functools
 import io
 import json
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
+from importlib import util
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from dlzoo import export, zoo
+from dlzoo import export, load_data, zoo
 from dlzoo.data.decode import decode as pillow_decode
 from dlzoo.data.pipeline import load_image
 from dlzoo.errors import ExportError, UsageError
+from dlzoo.export import Options, parity, serving, tflite
 from dlzoo.export import decode as graph
-from dlzoo.export import parity, serving
 from dlzoo.transfer.classifier import Classifier
 from dlzoo.zoo.spec import Preprocess
 from PIL import Image, ImageDraw
@@ -25,6 +28,7 @@ L = keras.layers
 SIZE = 24
 RULE = Preprocess(size=SIZE, crop=0.8, interpolation="bicubic")
 CLASSES = ("daisy", "rose é", "tulip")
+HAS_ONNX = all(util.find_spec(name) for name in ("tf2onnx", "onnxruntime"))
 
 
 def picture(width=70, height=50, seed=0):
@@ -230,13 +234,128 @@ def test_parity_is_measured_and_written(exported, images):
     assert figures["unreadable"] == {"bytes": 1, "pixels": 0}
     assert figures["ways"]["bytes"]["n"] == len(images)
     assert figures["ways"]["pixels"]["n"] == len(images) + 1
-    extra = path / "assets.extra"
-    assert json.loads((extra / "parity.json").read_text("utf-8")) == figures
-    about = json.loads((extra / "dlzoo.json").read_text("utf-8"))
+    known = json.loads((path.parent / "parity.json").read_text("utf-8"))
+    assert known == {"savedmodel": figures | {"path": "savedmodel"}}
+    assert figures["bytes"] == sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    assert figures["latency_ms"] > 0 and figures["path"] == str(path)
+    beside = {"savedmodel", "savedmodel.json", "use_savedmodel.py", "parity.json"}
+    assert {p.name for p in path.parent.iterdir()} == beside
+
+
+def about_of(path):
+    """Return the description inside an artefact."""
+    if path.is_dir():
+        return json.loads((path / "assets.extra/dlzoo.json").read_text("utf-8"))
+    if path.suffix == ".onnx":
+        meta = pytest.importorskip("onnxruntime").InferenceSession(path).get_modelmeta()
+        return json.loads(meta.custom_metadata_map["dlzoo.json"])
+    return json.loads(zipfile.ZipFile(path).read("dlzoo.json"))
+
+
+@pytest.fixture(scope="module")
+def written(classifier, images, exported, tmp_path_factory):
+    """Give `written(format, **options) -> (path, figures)`, each made once."""
+
+    @functools.cache
+    def made(format, **options):
+        if format == "savedmodel" and not options:
+            return exported[:2]
+        asked = Options(**options)
+        path = tmp_path_factory.mktemp(format) / export.file_name(format, asked)
+        return path, export.export(classifier, path, format, images=images, options=asked)
+
+    return made
+
+
+EVERY = [
+    "savedmodel",
+    "keras",
+    "tflite",
+    pytest.param("onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx")),
+]
+
+
+@pytest.mark.parametrize("format", EVERY)
+def test_every_format_answers_alike_and_tells_what_it_is(written, images, format):
+    path, figures = written(format)
+    assert figures["passed"] and figures["max_difference"] < 1e-5
+    assert figures["top1_agreement"] == 1
+    about = about_of(path)
+    assert about == json.loads(path.with_name(f"{path.name}.json").read_text("utf-8"))
     assert about["classes"] == list(CLASSES) and about["task"] == "multiclass"
-    assert about["preprocess"]["interpolation"] == "bicubic"
-    assert about["versions"]["tensorflow"] == tf.__version__
-    assert [p.name for p in path.parent.iterdir()] == ["savedmodel"]
+    assert about["size"] == SIZE and about["preprocess"]["interpolation"] == "bicubic"
+    assert about["format"] == format and about["versions"]["tensorflow"] == tf.__version__
+    assert set(about) == set(about_of(written("savedmodel")[0]))  # one shape for all
+    assert about["input"]["shape"] == [None, *([None] * 2 if path.is_dir() else [SIZE] * 2), 3]
+
+
+@pytest.mark.parametrize("format", EVERY)
+def test_a_fixed_batch(written, classifier, images, tmp_path, format):
+    path, figures = written(format, batch=2)
+    assert figures["max_difference"] < 1e-5 and figures["batch"] == 2
+    assert path.stem.endswith("-batch2") and about_of(path)["input"]["shape"][0] == 2
+    if not path.is_dir():
+        assert list(figures["ways"]) == ["batch 2"]
+        assert list(written(format)[1]["ways"]) == ["batch 1", "batch 3"]
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+class Without:
+    def find_spec(self, name, *more):
+        missing = name.split(".")[0] in sys.argv[1].split(",")
+        return None if missing else PathFinder.find_spec(name, *more)
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Without()]
+import runpy, types
+import tensorflow as tf
+sys.modules["ai_edge_litert"] = types.ModuleType("ai_edge_litert")
+sys.modules["ai_edge_litert.interpreter"] = tf.lite
+while "--" in sys.argv[2:]:
+    end = sys.argv.index("--")
+    rest = sys.argv[:2] + sys.argv[end + 1 :]
+    sys.argv = sys.argv[2:end]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv = rest
+assert not set(sys.argv[1].split(",")) & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("formats", "missing"),
+    [(["savedmodel"], "dlzoo,keras,tf_keras"), (["keras", "tflite", "onnx"], "dlzoo")],
+)
+def test_the_programs_answer_without_dlzoo(
+    written, exported, images, expected, tmp_path, formats, missing
+):
+    """Also what the file needs: a Lambda or a custom object plain Keras would refuse."""
+    photos = [tmp_path / f"{i}.jpg" for i in range(len(images))]
+    for photo, image in zip(photos, images, strict=True):
+        photo.write_bytes(image)
+    formats = [name for name in formats if name != "onnx" or HAS_ONNX]
+    calls = []
+    for name in formats:
+        path = exported[0] if name == "savedmodel" else written(name)[0]
+        calls += [path.with_name(f"use_{name}.py"), path, *photos, "--"]
+    command = [sys.executable, "-c", WITHOUT, missing, *calls]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(images) * len(formats)
+    for i, line in enumerate(lines):
+        shown, best, *_ = line.split("  ")
+        name, _, share = best.rpartition(" ")
+        row = expected[i % len(images)]
+        assert shown == str(photos[i % len(images)]) and name == CLASSES[row.argmax()]
+        # Pillow rounds the resized image to whole numbers; the SavedModel does it all itself.
+        near = 6e-4 if formats == ["savedmodel"] else 5e-3
+        assert float(share.rstrip("%")) / 100 == pytest.approx(row.max(), abs=near)
+
+
+def test_a_program_that_the_user_changed_stays(classifier, images, tmp_path):
+    (tmp_path / "use_tflite.py").write_text("mine")
+    export.export(classifier, tmp_path / "m.tflite", "tflite", images=images)
+    assert (tmp_path / "use_tflite.py").read_text() == "mine"
 
 
 def test_a_batch_of_files_of_different_sizes(exported, images, expected):
@@ -284,35 +403,13 @@ def test_nothing_random_and_no_python_is_in_the_graph(exported):
     assert sum(node.op == "Conv2D" for f in library for node in f.node_def) == 1
 
 
-def test_it_answers_in_a_process_without_dlzoo_and_keras(exported, images, expected, tmp_path):
-    path, *_ = exported
-    (tmp_path / "image.jpg").write_bytes(images[0])
-    program = """
-import sys
-from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
-class Without:
-    def find_spec(self, name, *more):
-        missing = name.split(".")[0] in ("dlzoo", "keras", "tf_keras")
-        return None if missing else PathFinder.find_spec(name, *more)
-sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Without()]
-import json
-import tensorflow as tf
-model = tf.saved_model.load(sys.argv[1])
-file = tf.constant([open(sys.argv[2], "rb").read()])
-answer = model.signatures["bytes"](image_bytes=file)
-assert "keras" not in sys.modules and "dlzoo" not in sys.modules
-print(json.dumps(answer["probabilities"].numpy().tolist()))
-"""
-    command = [sys.executable, "-c", program, str(path), str(tmp_path / "image.jpg")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    np.testing.assert_allclose(json.loads(result.stdout)[0], expected[0], atol=1e-5)
-
-
 @pytest.mark.parametrize(("outputs", "task"), [(1, "binary"), (3, "multilabel")])
 def test_other_tasks(tmp_path, images, outputs, task):
     other = network(outputs, task)
-    assert export.savedmodel(other, tmp_path / "m", images=images)["max_difference"] < 1e-5
+    for format in ("keras", "tflite"):
+        figures = export.export(other, tmp_path / f"m.{format}", format, images=images)
+        assert figures["max_difference"] < 1e-5
+    assert export.export(other, tmp_path / "m", images=images)["max_difference"] < 1e-5
     model = tf.saved_model.load(str(tmp_path / "m"))
     answer = model.signatures["bytes"](image_bytes=tf.constant(images))
     prepared = np.stack([load_image(image, RULE) for image in images])
@@ -329,7 +426,12 @@ def test_a_mixed_precision_model_is_exported_in_float32(tmp_path, images):
     finally:
         keras.config.set_dtype_policy(before)
     mixed = Classifier(model, CLASSES, "multiclass", RULE, {"create": create})
-    export.savedmodel(mixed, tmp_path / "m", images=images)
+    export.export(mixed, tmp_path / "m", images=images)
+    for format in ("keras", "tflite"):
+        figures = export.export(mixed, tmp_path / f"m.{format}", format, images=images)
+        assert figures["max_difference"] < 1e-5
+    plain = keras.saving.load_model(tmp_path / "m.keras")
+    assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
     found = tf.saved_model.load(str(tmp_path / "m"))(tf.constant(images)).numpy()
     prepared = np.stack([load_image(image, RULE) for image in images])
     np.testing.assert_allclose(found, mixed.probabilities(prepared), atol=1e-2)
@@ -343,42 +445,175 @@ def test_an_export_that_answers_differently_is_rejected(classifier, images, tmp_
     resize_rule = serving.resize_rule
     monkeypatch.setattr(serving, "resize_rule", mirrored)
     with pytest.raises(ExportError) as caught:
-        export.savedmodel(classifier, tmp_path / "m", images=images)
+        export.export(classifier, tmp_path / "m", images=images)
     assert caught.value.id == "export.parity" and caught.value.exit_code == 8
     assert "> 1e-03" in caught.value.message and str(tmp_path / "m.rejected") in str(caught.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["m.rejected"]
-    kept = json.loads((tmp_path / "m.rejected/assets.extra/parity.json").read_text("utf-8"))
-    assert not kept["passed"] and kept["max_difference"] > 1e-3
+    assert {p.name for p in tmp_path.iterdir()} == {"m.rejected", "parity.json"}
+    kept = json.loads((tmp_path / "parity.json").read_text("utf-8"))["m"]
+    assert not kept["passed"] and kept["max_difference"] > 1e-3 and kept["path"] == "m.rejected"
 
 
-@pytest.mark.parametrize(
-    ("format", "told"),
-    [("tflite", "yet"), ("onnx", "yet"), ("keras", "yet"), ("savemodel", "did you mean")],
-)
-def test_a_format_that_is_not_there(classifier, images, tmp_path, format, told):
+def test_a_file_that_answers_differently_is_rejected(classifier, images, tmp_path, monkeypatch):
+    """And the next good one does not touch it."""
+    honest = tflite.answering
+
+    def spoilt(classifier):
+        model = honest(classifier)
+        x = L.Rescaling(0.9, name="spoilt")(model.outputs[0])
+        return keras.Model(model.inputs[0], x)
+
+    monkeypatch.setattr(tflite, "answering", spoilt)
+    with pytest.raises(ExportError) as caught:
+        export.export(classifier, tmp_path / "m.tflite", "tflite", images=images)
+    assert caught.value.id == "export.parity" and caught.value.exit_code == 8
+    assert {p.name for p in tmp_path.iterdir()} == {"m.tflite.rejected", "parity.json"}
+    monkeypatch.undo()
+    export.export(classifier, tmp_path / "m.tflite", "tflite", images=images)
+    known = json.loads((tmp_path / "parity.json").read_text("utf-8"))
+    assert known["m.tflite"]["passed"] and (tmp_path / "m.tflite.rejected").exists()
+
+
+def test_a_format_that_is_not_there(classifier, images, tmp_path):
     with pytest.raises(UsageError) as caught:
-        export.export(classifier, tmp_path / "m", format, images=images)
-    assert caught.value.id == "export.format"
-    assert told in caught.value.message and "savedmodel" in caught.value.hint
+        export.export(classifier, tmp_path / "m", "savemodel", images=images)
+    assert caught.value.id == "export.format" and "did you mean" in caught.value.message
+    assert all(name in caught.value.hint for name in ("savedmodel", "keras", "tflite", "onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_with_the_pip_line(monkeypatch):
+    """Fault 39."""
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "tf2onnx" else 1)
+    with pytest.raises(UsageError) as caught:
+        export.check_formats(["savedmodel", "onnx"])
+    assert (caught.value.id, caught.value.exit_code) == ("export.package", 2)
+    assert "tf2onnx" in caught.value.message and "onnxruntime" not in caught.value.message
+    assert caught.value.hint == 'pip install "dlzoo[onnx]"'
+
+
+@pytest.mark.parametrize("formats", [["savedmodel", "keras"], []])
+def test_what_cannot_be_quantized_is_said(formats):
+    with pytest.raises(UsageError, match=r"export\.quantize.*int8") as caught:
+        export.check_formats(formats, "int8")
+    assert "tflite" in caught.value.hint
+    export.check_formats([*formats, "tflite"], "int8")
+
+
+def test_float16_is_half_the_size(written):
+    path, figures = written("tflite", quantize="fp16")
+    whole, _ = written("tflite")
+    assert path.name == "model-fp16.tflite" and figures["quantize"] == "fp16"
+    assert 0 < figures["max_difference"] < 1e-2 and figures["tolerance"] == 1e-2
+    assert path.stat().st_size < 0.9 * whole.stat().st_size
+    assert about_of(path)["input"]["dtype"] == "float32"
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Give labelled photos: three classes that differ in brightness."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 80, (60, 30, 30, 3)) + 80 * (np.arange(60) % 3)[:, None, None, None]
+    pairs = pixels.astype("uint8"), np.arange(60) % 3
+    return load_data(pairs, classes=list(CLASSES), val_split=0.3, test_split=0.2)
+
+
+def test_int8_takes_pixels_as_they_are(written, photos, classifier, images):
+    path, figures = written("tflite", quantize="int8", data=photos, max_drop=100)
+    assert path.name == "model-int8.tflite" and figures["tolerance"] is None
+    accuracy = figures["accuracy"]
+    n = photos.splits["val"]
+    labels = photos.labels("val").argmax(1)
+    right = (classifier.answers(photos, "val").argmax(1) == labels).mean()
+    assert accuracy["n"] == n and accuracy["float"] == pytest.approx(right)
+    run = tflite.ask(path)
+    pixels = np.stack([load_image(photos.read("val", i), RULE) for i in range(n)])
+    now = (run(pixels).argmax(1) == labels).mean()
+    assert accuracy["quantized"] == pytest.approx(now)
+    assert accuracy["drop"] == pytest.approx(100 * (right - now)) and accuracy["passed"]
+    model = tf.lite.Interpreter(str(path))
+    source, target = model.get_input_details()[0], model.get_output_details()[0]
+    assert source["dtype"] == np.uint8 and source["quantization"] == (1.0, 0)
+    assert target["dtype"] == np.float32
+    kinds = {str(t["dtype"]) for t in model.get_tensor_details() if t["index"] != target["index"]}
+    assert not [kind for kind in kinds if "float" in kind]  # whole numbers all the way
+
+
+def test_int8_that_loses_too_much_is_rejected(photos, classifier, images, tmp_path, monkeypatch):
+    honest = tflite.ask
+    monkeypatch.setattr(tflite, "ask", lambda path: lambda x: np.roll(honest(path)(x), 1, axis=1))
+    asked = Options(quantize="int8", data=photos, max_drop=-1e9)
+    with pytest.raises(ExportError) as caught:
+        export.export(classifier, tmp_path / "m.tflite", "tflite", images=images, options=asked)
+    assert (caught.value.id, caught.value.exit_code) == ("export.accuracy", 8)
+    assert (tmp_path / "m.tflite.rejected").exists() and not (tmp_path / "m.tflite").exists()
+
+
+def test_int8_needs_photos_to_calibrate_on(classifier, images, tmp_path):
+    asked = Options(quantize="int8")
+    with pytest.raises(UsageError) as caught:
+        export.export(classifier, tmp_path / "m.tflite", "tflite", images=images, options=asked)
+    assert caught.value.id == "export.no-calibration" and not list(tmp_path.iterdir())
+
+
+def strange(function):
+    """Return a classifier with a step of its own between the network and the logits."""
+    plain = network(3)
+    x = function(plain.model.get_layer("flatten").output)
+    model = keras.Model(plain.model.input, L.Dense(3, name="logits")(x))
+    return Classifier(model, CLASSES, "multiclass", RULE, {})
+
+
+def test_flex_operations_are_named_and_need_permission(images, tmp_path):
+    odd = strange(keras.ops.tan)
+    with pytest.raises(ExportError) as caught:
+        export.export(odd, tmp_path / "m.tflite", "tflite", images=images)
+    assert (caught.value.id, caught.value.exit_code) == ("export.flex", 8)
+    assert "Tan" in caught.value.message and "--allow-flex" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ExportError, match=r"export\.failed.*Digamma"):
+        odd = strange(keras.layers.Lambda(tf.math.digamma, output_shape=lambda shape: shape))
+        export.export(odd, tmp_path / "m.tflite", "tflite", images=images)
+    path, asked = tmp_path / "m.tflite", Options(allow_flex=True)
+    try:
+        assert export.export(strange(keras.ops.tan), path, "tflite", images=images, options=asked)
+    except ExportError as error:  # an interpreter without Flex cannot check it
+        path = tmp_path / "m.tflite.rejected"
+        assert error.id == "export.flex" and error.where == str(path)
+    assert b"FlexTan" in path.read_bytes()
+
+
+@keras.saving.register_keras_serializable()
+class Twice(L.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("layer", [Twice, lambda: L.Lambda(lambda x: 2 * x)])
+def test_a_keras_file_that_plain_keras_could_not_open_is_refused(images, tmp_path, layer):
+    with pytest.raises(ExportError) as caught:
+        export.export(strange(layer()), tmp_path / "m.keras", "keras", images=images)
+    assert caught.value.id == "export.custom-object"
+    assert "Twice" in caught.value.message or "Lambda" in caught.value.message
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(classifier, images, tmp_path):
     (tmp_path / "m").mkdir()
     with pytest.raises(UsageError) as caught:
-        export.savedmodel(classifier, tmp_path / "m", images=images)
+        export.export(classifier, tmp_path / "m", images=images)
     assert caught.value.id == "export.exists" and not list((tmp_path / "m").iterdir())
 
 
 def test_without_images_there_is_no_export(classifier, tmp_path):
     with pytest.raises(UsageError) as caught:
-        export.savedmodel(classifier, tmp_path / "m", images=[])
+        export.export(classifier, tmp_path / "m", images=[])
     assert caught.value.id == "export.no-images" and not list(tmp_path.iterdir())
 
 
 def test_an_export_that_reads_no_image_is_no_success():
     with pytest.raises(ExportError) as caught:
-        parity.check(np.eye(3)[:1], {"bytes": lambda image: None}, [b""], "multiclass", 1e-3)
+        photos = parity.Photos([b""], np.zeros((1, 4, 4, 3)), np.eye(3)[:1])
+        parity.check(photos, {"bytes": lambda photos: iter([None])}, "multiclass", 1e-3)
     assert caught.value.id == "export.parity"
 
 

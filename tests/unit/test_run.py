@@ -16,6 +16,7 @@ import pytest
 from dlzoo import finetune, load_data, load_run, zoo
 from dlzoo.errors import (
     DataError,
+    ExportError,
     GateError,
     Interrupted,
     ModelError,
@@ -146,7 +147,31 @@ print(answer["label"].numpy()[0].decode(), float(answer["probabilities"].numpy()
     assert label == top[0] == "green"
     assert float(probability) == pytest.approx(top[1], abs=1e-4)
     with pytest.raises(UsageError, match=r"export\.format"):
-        run.export("tflite")
+        run.export("tflight")
+
+
+def test_exports_of_a_run_go_together(run):
+    """One refused is no reason to leave the others out, and its error comes all the same."""
+    done = run.export("keras", "tflite", quantize="int8", max_drop=50)
+    assert [Path(figures["path"]).name for figures in done.values()] == [
+        "model.keras",
+        "model-int8.tflite",
+    ]
+    assert done["keras"]["quantize"] is None and done["tflite"]["accuracy"]["n"] == 6
+    with pytest.raises(ExportError) as raised:
+        run.export("tflite", "keras", tolerance=-1.0, batch=2)
+    assert (raised.value.id, raised.value.exit_code) == ("export.parity", 8)
+    folder = run.path / "export"
+    known = json.loads((folder / "parity.json").read_text())
+    passed = {name: figures["passed"] for name, figures in known.items() if name[0] == "m"}
+    assert passed == {
+        "model.keras": True,
+        "model-int8.tflite": True,
+        "model-batch2.tflite": False,
+        "model-batch2.keras": False,
+    }
+    assert (folder / "model-batch2.keras.rejected").is_file()
+    assert (folder / "use_tflite.py").is_file()
 
 
 def test_missing_the_gate_keeps_the_run(photos, tmp_path):
