@@ -109,10 +109,10 @@ def _parts(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 
 def ask(path: Path) -> parity.Ask:
     """Open a file; the function returned takes any number of images if the file does."""
-    from ..transfer.engine import _interpreter
+    from ..transfer.engine import open_litert
 
     with _flex_told():
-        interpreter = _interpreter(path.read_bytes())
+        interpreter = open_litert(path.read_bytes())
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     as_uint8 = source["dtype"] == np.uint8
     if as_uint8 and not np.allclose(source["quantization"], (1, 0)):

@@ -327,7 +327,11 @@ class Frozen:
 
 def deepest(frozen: Frozen, split: str) -> str | None:
     """Return the deepest place at which all plain images of a split are in the cache."""
-    for place in ("features", *reversed(graph.taps(frozen.model))):
+    try:
+        places = ("features", *reversed(graph.taps(frozen.model)))
+    except UsageError:  # not a model of the zoo
+        return None
+    for place in places:
         try:
             if not frozen.missing([place], [split]):
                 return place

@@ -141,7 +141,7 @@ def _litert(forward: Any) -> Compute:
 
     # Without the model as second argument: with it, the converter leaves out Keras' weights.
     content = tf.lite.TFLiteConverter.from_concrete_functions([forward]).convert()
-    interpreter = _interpreter(content)
+    interpreter = open_litert(content)
     source = interpreter.get_input_details()[0]["index"]
     targets = _in_order(interpreter.get_output_details())
 
@@ -180,7 +180,7 @@ def _onnx(model: keras.Model, shape: tuple[int, ...]) -> Compute:
     return lambda images: session.run(None, {"images": images})
 
 
-def _interpreter(content: bytes) -> Any:
+def open_litert(content: bytes) -> Any:
     """Return LiteRT's interpreter, from its own package if installed, else TensorFlow's."""
     try:
         from ai_edge_litert.interpreter import Interpreter
