@@ -40,7 +40,7 @@ class View(keras.Model):
     def __init__(self, top: keras.Model, plan: dict[Any, Any]):
         super().__init__(name=top.name)
         self.top = top
-        # not an attribute of a plain dict: Keras would track, and wrap, what is in it
+        # the method and not the dict, which Keras would wrap and track
         self._instead = plan.get
         self.built = True
 
@@ -81,6 +81,7 @@ def _known(layer: keras.layers.Layer) -> bool:
     return (
         type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
         and layer.data_format == "channels_last"
+        and getattr(layer, "groups", 1) == 1  # TensorFlow fuses bias into these, and then refuses
         and layer.activity_regularizer is None
     )
 
@@ -95,7 +96,7 @@ def _frozen_norm(layer: keras.layers.Layer) -> bool:
 
 
 def _pointwise(layer: keras.layers.Layer) -> bool:
-    return type(layer) is keras.layers.Conv2D and layer.kernel_size == (1, 1) and layer.groups == 1
+    return type(layer) is keras.layers.Conv2D and layer.kernel_size == (1, 1)
 
 
 def _convolve(layer: Any, norm: Any, x: Any) -> Any:
