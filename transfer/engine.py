@@ -98,7 +98,7 @@ def frozen(model: keras.Model, *, batch: int = 32, work: float | None = None) ->
     """
     import tensorflow as tf
 
-    convert = not tf.config.list_physical_devices("GPU") and (work is None or work >= CONVERSION)
+    convert = not on_gpu() and (work is None or work >= CONVERSION)
     batch = CHUNK if convert else batch
     shape = (batch, *model.inputs[0].shape[1:])
     # Not model.predict: it would compile with XLA, which is slow for convolutions on a CPU.
@@ -120,6 +120,13 @@ def frozen(model: keras.Model, *, batch: int = 32, work: float | None = None) ->
             except Exception as error:
                 warnings.warn(f"{name} cannot run {model.name}: {error}", stacklevel=2)
     return Engine(batch, plain, others, model.name)
+
+
+def on_gpu() -> bool:
+    """Say whether TensorFlow computes on a GPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.get_visible_devices("GPU"))
 
 
 def threads() -> int:

@@ -281,7 +281,9 @@ class _Training:
     def fit(self, index, stage, first_epoch, checkpoint, split: Split | None, callbacks, resumable):
         """Train what the stage has unfrozen, from `first_epoch` on."""
         train_set, val_set = self.cached(split, stage) if split else self.live(stage)
-        trained = trainable_view(split.top) if split else self.model
+        trained = self.model if split is None else split.top
+        if split and not engine.on_gpu():  # its shortcuts were measured on CPUs alone
+            trained = trainable_view(split.top)
         by_steps = stage.optimizer != LBFGS
         optimizer = make_optimizer(
             stage.optimizer if by_steps else "sgd",

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dlzoo
+import numpy as np
 import pytest
-from dlzoo import cli, zoo
+from dlzoo import cli, files, zoo
 from dlzoo.config import FIELDS
 from dlzoo.errors import DataError, DivergedError, GateError, ModelError
 from PIL import Image
@@ -407,3 +408,32 @@ def test_ctrl_c_ends_with_its_code(call, run_module):
 
     run_module.finetune = finetune
     assert call("finetune", "--data", "x") == (130, "", "interrupted\n")
+
+
+def test_what_earlier_runs_computed_is_listed_and_cleared(call, tmp_path, monkeypatch):
+    from dlzoo.transfer import shelf
+
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path))
+    about = {"model": "net", "place": "C4", "view": 0, "augment": "none", "size": 64}
+    for number, name in enumerate(("old", "new")):
+        kept = shelf.Shelf(tmp_path / "activations" / name, (50,), about)
+        with kept.writing(lambda: None):
+            writer = kept.writer()
+            writer.add(np.arange(9, dtype="uint64"), np.ones((9, 50), "float32"))
+            writer.close()
+        os.utime(kept.folder / "about.json", (number, number))
+    code, out, err = call("cache", "list")
+    assert code == 0 and out.count("net") == 2 and "C4" in out and "GB of at most" in err
+    size = sum(path.stat().st_size for path in (tmp_path / "activations" / "new").iterdir())
+    assert call("cache", "clear", "--down-to", str(size))[0] == 0
+    assert [e["path"].name for e in shelf.entries()] == ["new"]
+    assert json.loads(call("cache", "list", "--json")[1])["entries"][0]["images"] == 9
+    assert call("cache", "clear", "--down-to", "much")[0] == 2
+    assert call("cache", "clear")[0] == 0 and not shelf.entries()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("20G", 20 << 30), ("1.5 MB", 3 << 19), ("7", 7), ("2kib", 2048)]
+)
+def test_sizes_have_units(text, size):
+    assert files.parse_bytes(text) == size

@@ -325,3 +325,24 @@ def test_importing_dlzoo_loads_no_tensorflow():
     code = "import sys, dlzoo; print({'tensorflow', 'keras', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("time", "stages"),
+    [("1s", ["head"]), ("9h", ["head", "top", "all"]), ("250s", ["head", "top"])],
+)
+def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, stages):
+    from dlzoo.config import resolve
+    from dlzoo.job import Job
+    from dlzoo.transfer import estimate
+
+    # a machine that takes some minutes for these few small photos
+    rates = estimate.Rates(keras=0.1, engine=0.2)
+    monkeypatch.setattr(estimate, "rates", lambda frozen, places: rates)
+    job = Job(resolve({"time": time, "size": 64, "data": str(photos)}).config, str(photos))
+    job.find_model()
+    job.load_data()
+    job.build()
+    assert [stage.name for stage in job.plan.stages] == stages
+    told = capsys.readouterr().err
+    assert ("is the shortest there is" in told) == (time == "1s")

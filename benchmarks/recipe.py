@@ -1,0 +1,149 @@
+"""Compare `dlzoo finetune` with the recipe of Keras' transfer-learning guide, written by hand.
+
+    python benchmarks/recipe.py --data FLOWERS [--epochs 5 3] [--preset fast balanced]
+
+The guide (keras.io/guides/transfer_learning): a frozen backbone called with `training=False`,
+RandomFlip and RandomRotation(0.1), dropout 0.2, Adam 1e-3, batch 32, 5 epochs; then all layers,
+Adam 1e-5, 3 epochs; decoded images are cached in memory. Both sides take the same weights
+(EfficientNet-Lite0 at 224 px) and the same split (rotation 0 of benchmarks/flowers.py). Each side
+is a process of its own, one after the other, with TensorFlow's own defaults for the guide's and an
+empty cache for dlzoo's. Fewer epochs are told as such, and what five and three would take is
+counted from the last one.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from flowers import write_split
+
+SIZE, BATCH, PLANNED = 224, 32, (5, 3)
+
+
+def by_hand(root: Path, split: Path, epochs: list[int]) -> dict:
+    """Train as the guide does; return seconds of each epoch and accuracies after each phase."""
+    import csv
+
+    import keras
+    import tensorflow as tf  # before dlzoo, which would choose other kernels for it
+    from dlzoo import create_model
+
+    names = sorted(p.name for p in root.iterdir() if p.is_dir())
+    files = {"train": [], "val": [], "test": []}
+    with split.open(encoding="utf-8") as rows:
+        for row in csv.DictReader(rows):
+            files[row["split"]].append(row["path"])
+
+    def load(path, label):
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        return tf.image.resize(image, (SIZE, SIZE)), label
+
+    def dataset(name):
+        paths = [str(root / path) for path in files[name]]
+        labels = [names.index(path.split("/")[0]) for path in files[name]]
+        found = tf.data.Dataset.from_tensor_slices((paths, labels))
+        return found.map(load, num_parallel_calls=tf.data.AUTOTUNE).cache()
+
+    keras.utils.set_random_seed(0)
+    augment = keras.Sequential(
+        [keras.layers.RandomFlip("horizontal"), keras.layers.RandomRotation(0.1)]
+    )
+    train = dataset("train").shuffle(len(files["train"])).batch(BATCH)
+    train = train.map(lambda x, y: (augment(x), y), num_parallel_calls=tf.data.AUTOTUNE)
+    train = train.prefetch(tf.data.AUTOTUNE)
+    val, test = (dataset(n).batch(BATCH).prefetch(tf.data.AUTOTUNE) for n in ("val", "test"))
+
+    backbone = create_model("efficientnet_lite0", weights=True, num_classes=0, pool="avg")
+    backbone.trainable = False
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Dropout(0.2)(backbone(inputs, training=False))
+    model = keras.Model(inputs, keras.layers.Dense(len(names))(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    clock: list[float] = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.begun = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            clock.append(time.perf_counter() - self.begun)
+
+    found = []
+    for phase, (rate, count) in enumerate(zip((1e-3, 1e-5), epochs, strict=True)):
+        backbone.trainable = phase == 1
+        model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+        history = model.fit(
+            train, validation_data=val, epochs=count, verbose=0, callbacks=[Clock()]
+        )
+        accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
+        found.append({"val": history.history["val_accuracy"][-1], "test": accuracy})
+    return {"epochs": clock, "phases": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, nargs=2, default=list(PLANNED))
+    parser.add_argument("--preset", nargs="*", default=["fast", "balanced"])
+    parser.add_argument("--by-hand", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.by_hand:
+        print(json.dumps(by_hand(options.data, options.by_hand, options.epochs)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        split = Path(folder) / "split.csv"
+        write_split(options.data, split, 0)
+        environment = {**os.environ, "DLZOO_HOME": str(Path(folder) / "home")}
+        command = [sys.executable, __file__, "--data", str(options.data), "--by-hand", str(split)]
+        command += ["--epochs", *map(str, options.epochs)]
+        began = time.perf_counter()
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+        took = time.perf_counter() - began
+        hand = json.loads(done.stdout.splitlines()[-1])
+        seconds, counts = hand["epochs"], options.epochs
+        rest = took - sum(seconds)
+        head, deep = seconds[: counts[0]], seconds[counts[0] :]
+        print(
+            "by hand, seconds an epoch:",
+            " ".join(f"{s:.0f}" for s in seconds),
+            f"; rest {rest:.0f}",
+        )
+        for name, phase in zip(("head", "all layers"), hand["phases"], strict=True):
+            print(f"by hand, after {name}: validation {phase['val']:.4f}, test {phase['test']:.4f}")
+        # the first epoch also decodes and compiles; those left out would take as long as the last
+        of_head = rest + sum(head) + (PLANNED[0] - len(head)) * head[-1]
+        of_all = of_head + sum(deep) + (PLANNED[1] - len(deep)) * deep[-1]
+        counted = "" if tuple(counts) == PLANNED else f" (counted from {counts[0]} and {counts[1]})"
+        print(f"by hand: head {of_head:.0f} s, whole {of_all:.0f} s{counted}", flush=True)
+        for preset in options.preset:
+            command = [sys.executable, "-m", "dlzoo", "finetune", "--data", str(options.data)]
+            command += ["--split-file", str(split), "--preset", preset, "--out", folder]
+            home = {**environment, "DLZOO_HOME": str(Path(folder) / preset)}
+            began = time.perf_counter()
+            done = subprocess.run(
+                [*command, "--quiet", "--json"], check=True, stdout=subprocess.PIPE, env=home
+            )
+            took = time.perf_counter() - began
+            metrics = json.loads(done.stdout)
+            print(
+                f"dlzoo {preset}: {took:.0f} s, validation {metrics['val']['accuracy']:.4f}, test "
+                f"{metrics['test']['accuracy']:.4f}; head by hand / this {of_head / took:.1f}, "
+                f"whole by hand / this {of_all / took:.1f}",
+                flush=True,
+            )
+            began = time.perf_counter()
+            subprocess.run(
+                [*command, "--quiet", "--json", "--seed", "1"],
+                check=True, stdout=subprocess.DEVNULL, env=home,
+            )  # fmt: skip
+            print(f"dlzoo {preset}, again with another seed: {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
