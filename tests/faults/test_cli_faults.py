@@ -148,6 +148,7 @@ def test_42_a_name_that_is_no_text_comes_out_as_it_went_in(tmp_path):
 
 def test_42_a_home_that_cannot_be_written(tmp_path):
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/x", "TMPDIR": str(tmp_path)}
+    nowhere["DLZOO_HOME"] = ""  # the tests' own
     done = dlzoo("info", "vgg16", "--brief", **nowhere)
     assert (done.returncode, done.stderr) == (0, "")
     assert [entry.startswith("dlzoo-") for entry in os.listdir(tmp_path)] == [True]

@@ -196,7 +196,9 @@ def test_08_keras_file_keeps_outputs_and_frozen_layers(restored, images, tmp_pat
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     x = images(model)
-    assert np.array_equal(run(again, x), run(model, x))
+    # a reloaded grouped convolution is Keras' own, of another kernel than that of the zoo
+    grouped = any(getattr(layer, "groups", 1) > 1 for layer in model.layers)
+    np.testing.assert_allclose(run(again, x), run(model, x), rtol=0, atol=1e-5 if grouped else 0)
     frozen = [
         [la.name for la in graph.weighted(m.layers) if not la.trainable] for m in (model, again)
     ]
