@@ -27,6 +27,8 @@ _PUBLIC = {
     "finetune": "run",
     "Run": "run",
     "load_run": "run",
+    "lr_find": "explore",
+    "compare": "explore",
     "DlzooError": "errors",
 }
 _ROOMS = ("zoo", "data", "callbacks", "transfer", "export", "report")
@@ -38,6 +40,7 @@ __all__ = [
     "Stage",
     "__version__",
     "callbacks",
+    "compare",
     "create_model",
     "data",
     "export",
@@ -46,6 +49,7 @@ __all__ = [
     "list_models",
     "load_data",
     "load_run",
+    "lr_find",
     "report",
     "transfer",
     "zoo",
@@ -55,6 +59,7 @@ if TYPE_CHECKING:  # what the two tables above say, for editors and type checker
     from . import callbacks, data, export, report, transfer, zoo
     from .data import load_data
     from .errors import DlzooError
+    from .explore import compare, lr_find
     from .run import Run, finetune, load_run
     from .transfer.classifier import Classifier
     from .transfer.plan import Plan, Stage

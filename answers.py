@@ -1,4 +1,4 @@
-"""`dlzoo predict`: which photos are meant, and how an answer is written."""
+"""How the answers of `predict`, `lr-find` and `compare` are written; which photos are meant."""
 
 from __future__ import annotations
 
@@ -62,3 +62,90 @@ def _json(prediction: Any) -> str:
 
 # format -> one line for one prediction
 FORMATS = {"table": _line, "csv": _csv_row, "jsonl": _json}
+
+
+def rates(found: dict[str, Any], lines: int = 12) -> None:
+    """Print the result of `lr_find`: some of its steps, and the suggestion."""
+    rows = found["rows"]
+    chosen = sorted({round(i * (len(rows) - 1) / (lines - 1)) for i in range(lines)})
+    cells = [(f"{rows[i]['lr']:.1e}", *(f"{rows[i][k]:.4g}" for k in ("loss", "smooth")))
+             for i in chosen]  # fmt: skip
+    console.table(cells, [">lr", ">loss", ">average"])
+    preset = f"; the preset has {found['preset']:.1e}" if found["preset"] else ""
+    console.out(
+        f"suggestion: lr {found['lr']:.1e} for stage {found['stage']} with {found['optimizer']} "
+        f"(steepest fall {found['steepest']:.1e}, a tenth of the lowest {found['tenth']:.1e}"
+        f"{preset})"
+    )
+
+
+def compared(found: dict[str, Any]) -> None:
+    """Print what `compare` found."""
+    (_runs if "runs" in found else _backbones if "backbones" in found else _starts)(found)
+
+
+def _share(row: dict[str, Any], split: str) -> str | None:
+    if row.get(f"{split}_accuracy") is None:
+        return None
+    low, high = row[f"{split}_ci"]
+    return f"{row[f'{split}_accuracy']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _runs(found: dict[str, Any]) -> None:
+    keys = list(found["runs"][0]["settings"])
+    cells = [
+        (
+            *(row[key] if row["status"] == "finished" or key != "run" else f"{row[key]} "
+              f"({row['status']})" for key in ("run", "backbone", "preset")),
+            _share(row, "val"),
+            _share(row, "test"),
+            row["epochs"],
+            row["seconds"],
+            *(row["settings"][key] for key in keys),
+        )
+        for row in found["runs"]
+    ]  # fmt: skip
+    heads = ["run", "backbone", "preset", ">validation (95 % CI)", ">test (95 % CI)", ">epochs"]
+    console.table(cells, [*heads, ">seconds", *keys])
+    if not found["same_data"]:
+        console.say("the runs had other photos or other splits: their accuracies do not compare")
+
+
+def _backbones(found: dict[str, Any]) -> None:
+    from .about import count
+
+    cells: list[tuple[Any, ...]] = [
+        (row["backbone"], *(None,) * 8, row["error"])
+        if row["error"]
+        else (
+            row["backbone"],
+            _share(row, "val"),
+            _share(row, "test"),
+            row["size"],
+            count(row["params"]),
+            f"{row['gmacs']:.3g}",
+            f"{row['ms_one']:.1f}",
+            f"{row['ms_batch']:.1f}",
+            f"{row['seconds']:.1f}",
+            None,
+        )
+        for row in found["backbones"]
+    ]
+    heads = ["backbone", ">validation (95 % CI)", ">test (95 % CI)", ">size", ">params", ">GMACs"]
+    heads += [">ms an image", ">in batches", ">seconds", "not measured"]
+    if not any(row["error"] for row in found["backbones"]):
+        heads, cells = heads[:-1], [row[:-1] for row in cells]
+    console.table(cells, heads)
+
+
+def _starts(found: dict[str, Any]) -> None:
+    curves = found["curves"]
+    accuracies = zip(*(curve["accuracy"] for curve in curves.values()), strict=True)
+    cells: list[tuple[Any, ...]] = [
+        (epoch, *(f"{a:.1%}" for a in each)) for epoch, each in enumerate(accuracies)
+    ]
+    for part, winner in found["higher"].items():
+        figures = (f"{curve[part]:.1%}{' *' if name == winner else ''}"
+                   for name, curve in curves.items())  # fmt: skip
+        cells.append((part, *figures))
+    console.table(cells, ["epoch", *(f">{name}" for name in curves)])

@@ -18,7 +18,18 @@ import click
 from . import __version__, answers, console
 from .errors import DataError, GateError, ResourceError, UsageError
 from .guard import COMPLETE, PROGRAM, run_command
-from .options import Batch, Count, DataSettings, Settings, Verbs, complete_model, printing, stack
+from .options import (
+    Batch,
+    CompareSettings,
+    Count,
+    DataSettings,
+    Settings,
+    StageSettings,
+    Verbs,
+    complete_model,
+    printing,
+    stack,
+)
 
 run_argument = click.argument("run", metavar="RUN")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -182,6 +193,60 @@ def export(
         console.out(f"{name}  {figures['path']}")
         plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
         console.say(", ".join(f"{k} {v}" for k, v in plain.items() if k != "path"))
+
+
+@cli.command("lr-find", cls=StageSettings)
+@click.option("--stage", metavar="head|C5|all", help="What trains.  [default: as the preset]")
+@click.option("--low", type=float, default=1e-6, help="First learning rate.  [default: 1e-6]")
+@click.option("--high", type=float, default=1.0, help="Last learning rate.  [default: 1]")
+@click.option("--steps", type=int, default=100, help="From the one to the other.  [default: 100]")
+@click.option("--plot", metavar="FILE", help="Draw loss against learning rate: .png.")
+@config_options
+def lr_find(
+    config_file: str | None, sets: tuple[str, ...], as_json: bool, stage: str | None,
+    low: float, high: float, steps: int, plot: str | None, **flags: Any,
+) -> None:  # fmt: skip
+    """Look for a learning rate by a range test; nothing is kept."""
+    from .config import resolve
+
+    config = resolve(flags, sets, config_file, os.environ).config
+    from .explore import lr_find
+
+    found = lr_find(
+        data=config.data, config=config, stage=stage, low=low, high=high, steps=steps, plot=plot
+    )
+    if as_json:
+        console.out_json(found)
+    else:
+        answers.rates(found)
+
+
+@cli.command(cls=CompareSettings)
+@click.argument("runs", nargs=-1, metavar="[RUN...]")
+@click.option("--backbones", metavar="NAME,...", help="Which of these for the photos?")
+@click.option("--init", metavar="imagenet,none", help="What pretrained weights are worth.")
+@click.option("--images", type=int, help="Training photos at most, with --init.  [default: 800]")
+@click.option("--plot", metavar="FILE", help="Draw it: .png (with --init also .csv).")
+@config_options
+def compare(
+    runs: tuple[str, ...], backbones: str | None, init: str | None, images: int | None,
+    plot: str | None, config_file: str | None, sets: tuple[str, ...], as_json: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Compare finished runs, backbones on your photos, or first weights."""
+    from .config import resolve
+
+    config = resolve(flags, sets, config_file, os.environ).config
+    from .explore import IMAGES
+    from .explore import compare as measure
+
+    found = measure(
+        *runs, backbones=backbones, init=init, data=config.data, images=images or IMAGES,
+        plot=plot, config=config,
+    )  # fmt: skip
+    if as_json:
+        console.out_json(found)
+    else:
+        answers.compared(found)
 
 
 @cli.command("list")

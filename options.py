@@ -81,7 +81,7 @@ class Settings(Verb):
 class DataSettings(Settings):
     """A verb that takes the settings of how data is read."""
 
-    only = (
+    only: tuple[str, ...] = (
         "task",
         "val_split",
         "test_split",
@@ -90,6 +90,29 @@ class DataSettings(Settings):
         "on_bad_image",
         "ignore_class",
         "strict_data",
+    )
+
+
+class StageSettings(DataSettings):
+    """A verb that trains one stage and keeps nothing: what finetune takes for data and recipe."""
+
+    only = (
+        *("backbone", "weights", "preset", "data"),
+        *DataSettings.only,
+        *("size", "crop", "augment", "flip", "stages", "taps", "optimizer", "batch"),
+        *("layer_decay", "train_bn", "class_weight", "dropout", "label_smoothing", "l1", "l2"),
+        *("deterministic", "device", "precision", "cache", "offline", "quiet"),
+    )
+
+
+class CompareSettings(DataSettings):
+    """A verb that measures backbones on photos."""
+
+    only = (
+        *("backbone", "data"),
+        *DataSettings.only,
+        *("size", "augment", "flip", "epochs", "lr", "optimizer", "batch"),
+        *("deterministic", "device", "offline", "quiet"),
     )
 
 

@@ -10,6 +10,7 @@ from .best import BestModel
 from .early_stopping import EarlyStopping
 from .guards import StopOnDivergence, StopOnSignal, chance
 from .history import History
+from .lr_finder import LRFinder, Suggestion
 from .monitor import Monitor, check_monitor
 from .progress import Progress
 from .schedules import Constant, OneCycle, ReduceLROnPlateau, WarmupCosine, check_single_policy
@@ -19,6 +20,7 @@ __all__ = [
     "Constant",
     "EarlyStopping",
     "History",
+    "LRFinder",
     "Monitor",
     "OneCycle",
     "Progress",
@@ -26,6 +28,7 @@ __all__ = [
     "Resumable",
     "StopOnDivergence",
     "StopOnSignal",
+    "Suggestion",
     "WarmupCosine",
     "chance",
     "check_monitor",

@@ -134,6 +134,99 @@ def samples(images: Sequence[np.ndarray], titles: Sequence[str], path: Path | st
     _save(figure, path)
 
 
+def rates(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, float], path: Path | str) -> None:
+    """Draw the loss of a range test over the learning rate, and the rates that it suggests.
+
+    Args:
+        rows: `lr`, `loss` and `smooth` of each step. marks: name to learning rate.
+    """
+    figure = _figure(7, 4)
+    axis = figure.subplots()
+    lr, loss, smooth = (_column(rows, name) for name in ("lr", "loss", "smooth"))
+    axis.plot(lr, loss, ".", color=GREY, alpha=0.5, ms=4, label="each batch")
+    axis.plot(lr, smooth, color=BLUE, label="average")
+    for colour, (name, value) in zip((GREEN, ORANGE), marks.items(), strict=False):
+        axis.axvline(value, color=colour, linestyle="--", label=f"{name}: {value:.2g}")
+    seen = smooth[np.isfinite(smooth)]
+    if len(seen) and seen.min() < seen[0]:  # what comes after divergence would flatten the rest
+        low, high = seen.min(), max(seen[0], np.nanmax(loss[: max(3, len(loss) // 4)]))
+        axis.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("loss")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=9, framealpha=0.9, edgecolor="none")
+    _save(figure, path)
+
+
+def tradeoff(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
+    """Draw the accuracy of backbones over their latency; a dot's area is the number of parameters.
+
+    Args:
+        rows: `backbone`, `val_accuracy`, `val_ci`, `ms_one` and `params` of each.
+    """
+    figure = _figure(8, 5)
+    axis = figure.subplots()
+    x, y = _column(rows, "ms_one"), 100 * _column(rows, "val_accuracy")
+    area = np.maximum(_column(rows, "params") / 1e5, 8)  # points^2: 10M parameters are 100
+    ends = 100 * np.array([row["val_ci"] for row in rows], float).T
+    axis.errorbar(x, y, np.abs(ends - y), fmt="none", ecolor=GREY, alpha=0.5, linewidth=1)
+    axis.scatter(x, y, area, color=BLUE, alpha=0.6, edgecolors="white", zorder=3)
+    for row, at, height, size in zip(rows, x, y, area, strict=True):
+        axis.annotate(
+            f"{_short(str(row['backbone']), 32)} ({row['params'] / 1e6:.1f}M)",
+            (at, height),
+            xytext=(math.sqrt(size / math.pi) + 3, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axis.margins(x=0.25)
+    axis.set_xlabel("milliseconds an image, one at a time")
+    axis.set_ylabel("validation accuracy in percent (95 % interval)")
+    axis.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def starts(
+    curves: Mapping[str, Mapping[str, Any]], higher: Mapping[str, str | None], path: Path | str
+) -> None:
+    """Draw validation accuracy per epoch from several first weights, and who is higher where.
+
+    Args:
+        curves: `accuracy` of each, from epoch 0 (before training) on.
+        higher: of `start`, `slope` and `asymptote`: which of `curves`.
+    """
+    figure = _figure(8, 5)
+    axis = figure.subplots()
+    for colour, (name, curve) in zip((BLUE, ORANGE, GREEN, GREY), curves.items(), strict=False):
+        y = 100 * np.array(curve["accuracy"])
+        axis.plot(y, color=colour, marker="o", ms=3.5, label=f"weights: {_short(name, 24)}")
+        steepest = int(np.diff(y).argmax())
+        places = {
+            "start": (1, y[1], (8, -14)),
+            "slope": (steepest + 0.5, (y[steepest] + y[steepest + 1]) / 2, (10, 0)),
+            "asymptote": (len(y) - 1, y[-1], (-8, 8)),
+        }
+        for part, (x, height, shift) in places.items():
+            if higher[part] == name:
+                axis.annotate(
+                    f"higher {part}",
+                    (x, height),
+                    xytext=shift,
+                    textcoords="offset points",
+                    ha="right" if shift[0] < 0 else "left",
+                    fontsize=9,
+                    color=colour,
+                )
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("validation accuracy in percent")
+    axis.set_ylim(0, 108)
+    axis.locator_params(axis="x", integer=True)
+    axis.grid(alpha=0.25)
+    axis.legend(loc="lower right", fontsize=9, framealpha=0.9, edgecolor="none")
+    _save(figure, path)
+
+
 def _bars(metrics: Mapping[str, Any], path: Path | str) -> None:
     names = list(metrics["per_class"])
     figure = _figure(8, 1.4 + 0.32 * len(names))
