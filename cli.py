@@ -236,8 +236,8 @@ def compare(
     from .config import resolve
 
     config = resolve(flags, sets, config_file, os.environ).config
-    from .explore import IMAGES
     from .explore import compare as measure
+    from .starts import IMAGES
 
     found = measure(
         *runs, backbones=backbones, init=init, data=config.data, images=images or IMAGES,

@@ -7,7 +7,7 @@ import dlzoo
 import keras
 import numpy as np
 import pytest
-from dlzoo import cli, create_model, explore, load_data
+from dlzoo import cli, create_model, explore, load_data, starts
 from dlzoo.errors import DivergedError, UsageError
 from dlzoo.rundir import RunDir
 from dlzoo.transfer import cache
@@ -243,5 +243,5 @@ def test_first_weights_are_compared_with_all_else_the_same(data, tmp_path):
 
 def test_who_is_higher_is_told_without_ties():
     curves = {"a": {"start": 0.5, "slope": 0.1}, "b": {"start": 0.5, "slope": 0.2}}
-    assert explore._highest(curves, "start") is None
-    assert explore._highest(curves, "slope") == "b"
+    assert starts._highest(curves, "start") is None
+    assert starts._highest(curves, "slope") == "b"
