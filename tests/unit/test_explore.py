@@ -11,6 +11,7 @@ from dlzoo import cli, create_model, explore, load_data, starts
 from dlzoo.errors import DivergedError, UsageError
 from dlzoo.rundir import RunDir
 from dlzoo.transfer import cache
+from dlzoo.transfer.plan import TOP
 from PIL import Image
 
 SIZE = 32
@@ -73,7 +74,7 @@ def test_the_first_stage_with_a_rate_is_tried_on_the_cache(data, computed):
     """`balanced` fits the head, then trains C5: on activations of C4, computed once."""
     found = dlzoo.lr_find(LITE, data, steps=20, batch=12, **SMALL)
     assert (found["stage"], found["cut"], found["trains"]) == ("C5", "C4", ["C5", "head"])
-    assert found["preset"] == 6e-4 and found["optimizer"] == "adamw" and found["batch"] == 12
+    assert found["preset"] == TOP.lr and found["optimizer"] == "adamw" and found["batch"] == 12
     assert found["lr"] == min(found["steepest"], found["tenth"])
     assert found["rows"][0]["lr"] == pytest.approx(1e-6)
     assert found["rows"][0]["loss"] < 0.7 * np.log(3)  # the head was fitted before

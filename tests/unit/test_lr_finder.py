@@ -121,7 +121,7 @@ def test_it_stops_when_the_loss_diverges():
 def test_it_stops_at_a_loss_that_is_no_number():
     model = make(keras.optimizers.SGD())
     before = [np.array(v) for v in model.variables]
-    bad = tf.data.Dataset.from_tensor_slices((X * np.nan, Y)).batch(16).repeat()
+    bad = tf.data.Dataset.from_tensor_slices((X, Y * np.nan)).batch(16).repeat()
     finder = LRFinder()
     model.fit(bad, steps_per_epoch=50, callbacks=[finder], verbose=0)
     assert finder.stopped and len(finder.lrs) == 1

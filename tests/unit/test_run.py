@@ -332,13 +332,15 @@ def test_importing_dlzoo_loads_no_tensorflow():
     [("1s", ["head"]), ("9h", ["head", "top", "all"]), ("250s", ["head", "top"])],
 )
 def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, stages):
+    from dlzoo import console
     from dlzoo.config import resolve
     from dlzoo.job import Job
     from dlzoo.transfer import estimate
 
-    # a machine that takes some minutes for these few small photos
-    rates = estimate.Rates(keras=0.1, engine=0.2)
-    monkeypatch.setattr(estimate, "rates", lambda frozen, places: rates)
+    console.setup(quiet=False)
+    seconds = {1: 20.0, 2: 200.0, 3: 2000.0}  # by the number of stages
+    monkeypatch.setattr(estimate, "rates", lambda frozen, places: None)
+    monkeypatch.setattr(estimate, "plan", lambda rates, frozen, plan: seconds[len(plan.stages)])
     job = Job(resolve({"time": time, "size": 64, "data": str(photos)}).config, str(photos))
     job.find_model()
     job.load_data()
