@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,8 @@ def lr_find(
 ) -> dict[str, Any]:
     """Look for the learning rate of a stage by a range test, on cached activations where it can be.
 
-    Where the preset trains the head before the stage, it is fitted first, as a run would do.
+    The head starts new, whatever the preset trains before the stage: from a fitted one the loss
+    has nothing left to fall by, and every rate looks too high.
 
     Args:
         backbone, data, config, settings: as for `finetune`.
@@ -72,10 +73,10 @@ def lr_find(
     job.find_model()
     job.load_data()
     job.build()
-    found_stage, head_first = _chosen(job, named=stage)
+    found_stage = _chosen(job, named=stage)
     chosen = found_stage or _by_steps(config)
     with job.machine.strategy.scope():
-        facts = _range_test(job, chosen, finder, head_first)
+        facts = _range_test(job, chosen, finder)
     found = finder.suggestion()
     result = {
         "lr": found.lr,
@@ -106,8 +107,8 @@ def _settled(config: FinetuneConfig | None, data: Any, settings: dict[str, Any])
     return config
 
 
-def _chosen(job: Job, named: str | None) -> tuple[Stage | None, bool]:
-    """Return the stage to test (None: the head, by steps), and whether the head is fitted first."""
+def _chosen(job: Job, named: str | None) -> Stage | None:
+    """Return the stage to test; None is the head, which the preset fits without a rate."""
     from .transfer.plan import LBFGS
 
     stages = job.plan.stages
@@ -115,11 +116,7 @@ def _chosen(job: Job, named: str | None) -> tuple[Stage | None, bool]:
         raise UsageError(
             "plan.stages", f"{named!r} is more than one stage", fix="--stage head, C5 or all"
         )
-    for i, stage in enumerate(stages):
-        if stage.optimizer != LBFGS:
-            before = any(earlier.unfreeze == "head" for earlier in stages[:i])
-            return stage, before or bool(named and stage.unfreeze != "head" and job.pretrained)
-    return None, False
+    return next((stage for stage in stages if stage.optimizer != LBFGS), None)
 
 
 def _by_steps(config: FinetuneConfig) -> Stage:
@@ -130,7 +127,7 @@ def _by_steps(config: FinetuneConfig) -> Stage:
     return replace(HEAD_BY_STEPS, batch=batch)
 
 
-def _range_test(job: Job, stage: Stage, finder: LRFinder, head_first: bool) -> dict[str, Any]:
+def _range_test(job: Job, stage: Stage, finder: LRFinder) -> dict[str, Any]:
     """Run the test on the stage; what is below it is computed once."""
     import keras
 
@@ -145,18 +142,11 @@ def _range_test(job: Job, stage: Stage, finder: LRFinder, head_first: bool) -> d
     groups = unfreeze(model, stage.unfreeze, train_bn=plan.train_bn)
     regularize(model.layers, plan.l1, plan.l2)
     split = frozen_part(model) if job.config.cache != "off" else None
-    heads = [layer.name for layer in graph.weighted(graph.groups(model)["head"])]
-    head_first = head_first and heads == ["logits"]
     weights = class_weights(data, "balanced") if plan.class_weight == "balanced" else None
-    wanted = {"train": ["features"] * head_first + ([split.at] if split else [])}
-    wanted |= {"val": ["features"]} if head_first else {}
-    found = _activations(job, wanted, weights)
-    if head_first:
-        fitted = _fitted(job, {split: found[split]["features"] for split in wanted})
-        model.get_layer("logits").set_weights([fitted.kernel, fitted.bias])
     epochs = math.ceil(finder.steps / math.ceil(data.splits["train"] / stage.batch))
     if split:
-        dataset = found["train"][split.at].batches(
+        found = _activations(job, {"train": [split.at]}, weights)["train"][split.at]
+        dataset = found.batches(
             stage.batch, seed=plan.seed, epochs=epochs, shuffle=True, mixup=plan.mixup
         )
         trained = trainable_view(split.top)
@@ -205,7 +195,6 @@ def _activations(
     from .transfer.cache import Frozen
     from .zoo import graph
 
-    wanted = {split: places for split, places in wanted.items() if places}
     frozen = Frozen(job.model, job.data, job.rule, say=console.say, bar=console.progress)
     missing = {split: frozen.missing(places, [split]) for split, places in wanted.items()}
     work = sum(
@@ -215,7 +204,7 @@ def _activations(
     for split, places in wanted.items():
         frozen.room(places, job.data.splits[split])
     total = sum(missing.values())
-    with frozen.passing(f"{job.variant.name}: frozen layers", total) if wanted else nullcontext():
+    with frozen.passing(f"{job.variant.name}: frozen layers", total):
         found = {
             split: frozen.activations(
                 places, split, weights=weights if split == "train" else None, work=work

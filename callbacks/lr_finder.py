@@ -148,7 +148,7 @@ class LRFinder(Policy):
             (i for i, x in enumerate(self.losses) if not math.isfinite(x)), len(self.losses)
         )
         # clipped: a last loss of 1e20 would drown all before it
-        losses = np.minimum(self.losses[:finite], _average(self.losses[:1], 0.0))
+        losses = np.minimum(self.losses[:finite], max(self.losses[:FEW], default=0.0))
         there, back = _average(losses, self.smoothing), _average(losses[::-1], self.smoothing)
         return np.array([*(np.array(there) + back[::-1]) / 2, *self.losses[finite:]])
 
@@ -169,7 +169,9 @@ class LRFinder(Policy):
         """
         smooth = self.smooth[np.isfinite(self.smooth)]
         lowest = int(smooth.argmin()) if len(smooth) else 0
-        if len(smooth) < FEW or lowest < 2:
+        # What batches differ by is no fall.
+        noise = float(np.std(self.losses[:FEW])) if len(smooth) >= FEW else 0.0
+        if len(smooth) < FEW or not smooth[:FEW].mean() - smooth[lowest] > noise:
             raise DivergedError(
                 "train.no-rate",
                 f"the loss did not fall at any rate from {self.low:g} to {self.high:g}, "

@@ -173,11 +173,13 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     axis.errorbar(x, y, np.abs(ends - y), fmt="none", ecolor=GREY, alpha=0.5, linewidth=1)
     axis.scatter(x, y, area, color=BLUE, alpha=0.6, edgecolors="white", zorder=3)
     for row, at, height, size in zip(rows, x, y, area, strict=True):
+        side = 1 if at <= (x.min() + x.max()) / 2 else -1  # names stay inside
         axis.annotate(
             f"{_short(str(row['backbone']), 32)} ({row['params'] / 1e6:.1f}M)",
             (at, height),
-            xytext=(math.sqrt(size / math.pi) + 3, 3),
+            xytext=(side * (math.sqrt(size / math.pi) + 3), 3),
             textcoords="offset points",
+            ha="left" if side > 0 else "right",
             fontsize=8,
         )
     axis.margins(x=0.25)

@@ -71,16 +71,16 @@ def computed(monkeypatch):
 
 
 def test_the_first_stage_with_a_rate_is_tried_on_the_cache(data, computed):
-    """`balanced` fits the head, then trains C5: on activations of C4, computed once."""
-    found = dlzoo.lr_find(LITE, data, steps=20, batch=12, **SMALL)
+    """`balanced` trains C5 after the head: on activations of C4, computed once."""
+    found = dlzoo.lr_find(LITE, data, steps=40, batch=12, **SMALL)
     assert (found["stage"], found["cut"], found["trains"]) == ("C5", "C4", ["C5", "head"])
     assert found["preset"] == TOP.lr and found["optimizer"] == "adamw" and found["batch"] == 12
     assert found["lr"] == min(found["steepest"], found["tenth"])
     assert found["rows"][0]["lr"] == pytest.approx(1e-6)
-    assert found["rows"][0]["loss"] < 0.7 * np.log(3)  # the head was fitted before
-    assert computed == [("train", ["C4", "features"], 30), ("val", ["features"], 12)]
+    assert found["rows"][0]["loss"] > 0.7 * np.log(3)  # the head is new
+    assert computed == [("train", ["C4"], 30)]
     computed.clear()
-    again = dlzoo.lr_find(LITE, data, steps=20, batch=12, **SMALL)
+    again = dlzoo.lr_find(LITE, data, steps=40, batch=12, **SMALL)
     assert not computed
     assert again["rows"] == found["rows"]
 

@@ -157,6 +157,17 @@ def test_a_valley_is_read_where_it_lies():
     assert found.steepest < 1e-4
 
 
+def test_noise_is_no_fall():
+    """A loss that only ever wavers, and then rises, says nothing about the rate to take."""
+    finder = LRFinder(1e-6, 1, steps=60)
+    finder.lrs = np.geomspace(1e-6, 1, 60).tolist()
+    wavering = 0.52 + 0.01 * np.random.default_rng(0).normal(size=45)
+    finder.losses = [*wavering, *np.geomspace(0.6, 30, 15)]
+    with pytest.raises(DivergedError) as error:
+        finder.suggestion()
+    assert error.value.id == "train.no-rate"
+
+
 def test_rows_and_file_agree(tmp_path):
     finder = LRFinder(steps=12, path=tmp_path / "rates.csv")
     find(make(), finder)
