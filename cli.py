@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -65,7 +65,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
     from .config import resolve
 
     found = resolve(flags, sets, config_file, os.environ)
-    config, missed = found.config, None
+    config = found.config
     if not config.data:
         raise UsageError(
             "usage",
@@ -79,13 +79,33 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
                 console.say(f"{key} = {getattr(config, key)}  from {origin}")
     from . import run as library
 
-    try:
-        run = library.finetune(config.backbone, config.data, config=config)
-    except GateError as error:  # the run is there all the same
-        missed, run = error, library.load_run(str(error.where))
     if config.dry_run:
-        _rehearsed(run, as_json)
+        _rehearsed(library.finetune(config.backbone, config.data, config=config), as_json)
         return
+    _finished(lambda: library.finetune(config.backbone, config.data, config=config), as_json)
+
+
+@cli.command()
+@run_argument
+@click.option("--quiet", is_flag=True, help="Tell only errors and results.")
+@json_option
+def resume(run: str, quiet: bool, as_json: bool) -> None:
+    """Go on with a run that was interrupted or killed."""
+    from . import run as library
+
+    console.setup(quiet=quiet)
+    _finished(lambda: library.resume(run, quiet=quiet), as_json)
+
+
+def _finished(make: Callable[[], Any], as_json: bool) -> None:
+    """Print what a run came to, also one that missed its gate."""
+    from .run import load_run
+
+    missed = None
+    try:
+        run = make()
+    except GateError as error:  # the run is there all the same
+        missed, run = error, load_run(str(error.where))
     console.box(run.summary())
     if as_json:
         console.out_json({"run": str(run.path), **run.metrics})
@@ -385,11 +405,11 @@ def list_cache(as_json: bool) -> None:
 @click.option("--down-to", metavar="SIZE", help="Keep this much, as in 5G: the last used.")
 def clear(down_to: str | None) -> None:
     """Remove it; what a run is writing just now stays."""
-    from . import files
     from .transfer import shelf
+    from .units import parse_bytes
 
     try:
-        left = files.parse_bytes(down_to) if down_to else 0
+        left = parse_bytes(down_to) if down_to else 0
     except ValueError as error:
         raise UsageError("usage.size", str(error), where="--down-to", fix="5G, 500M") from None
     console.out(f"{shelf.clear(left) / 1e9:.2f} GB removed")

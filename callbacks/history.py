@@ -47,6 +47,12 @@ class History(Resumable):
         if self.path is not None:
             self.write(self.path)
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the rows back; the file loses those that came after them."""
+        super().load_state_dict(state)
+        if self.path is not None:
+            self.write(self.path)
+
     def write(self, path: Path | str) -> None:
         """Write all rows as CSV, atomically; a quantity that a row lacks is left empty."""
         last = ("lr", "seconds")

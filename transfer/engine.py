@@ -88,13 +88,16 @@ class Engine:
         return answers
 
 
-def frozen(model: keras.Model, *, batch: int = 32, work: float | None = None) -> Engine:
+def frozen(
+    model: keras.Model, *, batch: int = 32, work: float | None = None, steady: bool = False
+) -> Engine:
     """Return what computes `model` in inference mode.
 
     Args:
         model: one image input of known size, one or several outputs.
         batch: images that Keras computes at a time; any number may be given to the engine.
         work: GMACs to be computed in all, if known: little work is not worth converting.
+        steady: choose by what is installed, not by what a measurement says.
     """
     import tensorflow as tf
 
@@ -112,7 +115,7 @@ def frozen(model: keras.Model, *, batch: int = 32, work: float | None = None) ->
     others: dict[str, Compute] = {}
     if convert:
         makers: dict[str, Callable[[], Compute]] = {"litert": lambda: _litert(forward)}
-        if (work or 0) >= LARGE and _installed("onnxruntime", "tf2onnx"):
+        if not steady and (work or 0) >= LARGE and _installed("onnxruntime", "tf2onnx"):
             makers["onnx"] = lambda: _onnx(model, shape)
         for name, make in makers.items():
             try:
