@@ -462,17 +462,27 @@ def init(file: str) -> None:
 
 
 @cli.command()
+@click.argument("run", required=False, metavar="[RUN]")
 @json_option
-def doctor(as_json: bool) -> None:
-    """Check the machine and say what dlzoo would use of it."""
-    from .doctor import examine, render
+def doctor(run: str | None, as_json: bool) -> None:
+    """Check the machine and say what dlzoo would use of it.
 
-    found = examine()
+    With a RUN: also whether it could be made again here, to the same last bit.
+    """
+    from .doctor import examine, render, repeatable
+
+    reasons = repeatable(run) if run else []
+    found = examine() | ({"run": {"repeatable": not reasons, "reasons": reasons}} if run else {})
     if as_json:
         console.out_json(found)
     else:
         for topic, text in render(found):
             console.out(f"{topic:14} {text}")
+        if run:
+            said = (
+                f"not to the last bit: {'; '.join(reasons)}" if reasons else "to the same last bit"
+            )
+            console.out(f"{'run again':14} {said}")
     if found["problems"]:
         raise ResourceError("doctor.problem", "\n  ".join(found["problems"]))
 

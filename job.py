@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import shlex
 import shutil
 import signal
@@ -24,7 +23,8 @@ from . import __version__, console, files
 from .config import FinetuneConfig, to_toml
 from .data import Data, load_data
 from .errors import DataError, DlzooError, ExportError, Interrupted, ResumeError, UsageError
-from .rundir import RunDir, file_stem, now, versions
+from .machine import changes, environment
+from .rundir import RunDir, file_stem, now
 from .zoo import resolve as find_model
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ class Job:
         """Record that a run goes on, and whether it can still be the same to the last bit."""
         record = directory.read()
         old, new = record.get("environment", {}), self.environment()
-        changed = [f"{k} {old.get(k)} -> {new[k]}" for k in new if old.get(k) != new[k]]
-        if changed:
+        if changed := changes(old, new):
             console.say(
                 f"resume.not-bit-exact: {', '.join(changed)}; the run goes on, but not to the "
                 "same last bit"
@@ -222,18 +221,8 @@ class Job:
 
     def environment(self) -> dict[str, Any]:
         """Return everything a result depends on, to the last bit, beside the recipe."""
-        from .transfer.engine import threads
-
-        machine = self.machine
-        return {
-            **versions(),
-            "machine": platform.machine(),
-            "processor": _processor(),
-            "threads": threads(),
-            "device": machine.device,
-            "precision": machine.precision,
-            "replicas": machine.replicas,
-        }
+        used = {name: getattr(self.machine, name) for name in ("device", "precision", "replicas")}
+        return environment() | used
 
     def build(self, begun: RunDir | None = None) -> None:
         """Set the machine up, make the plan, and build the model it asks for.
@@ -460,6 +449,11 @@ class Job:
                 "best": outcome.best,
                 "stages": outcome.stages,
                 "epochs": len(outcome.rows),
+                "checkpoints": {
+                    "written": len(outcome.stall),
+                    "seconds": round(sum(outcome.stall), 3),
+                    "longest": round(max(outcome.stall, default=0.0), 3),
+                },
                 "seconds": round(time.perf_counter() - self.began, 2),
             },
         )
@@ -512,12 +506,3 @@ def _epochs(directory: RunDir) -> str:
     """Return `15/15 epochs`: those that ran, of those that ran; early stopping is an end, too."""
     done = json.loads(directory.metrics.read_text("utf-8"))["epochs"]
     return f"{done}/{done} epochs"
-
-
-def _processor() -> str:
-    """Return the name of the processor: its instructions decide how sums are rounded."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")

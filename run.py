@@ -298,6 +298,11 @@ class Run:
             )
         else:
             lines.append(f"DONE  no test photos  {_duration(found['seconds'])}")
+        starved = [s for s in found["stages"] if s.get("starved")]
+        lines += [
+            f"      stage {s['name']} waited for images {s['images_share']:.0%} of the time"
+            for s in starved
+        ]
         lines.append(f"      run {self.path}  plots {self.directory.plots.name}/")
         return "\n".join(lines)
 

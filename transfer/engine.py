@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import keras
 import numpy as np
 
 from .. import files
+from ..machine import cores
 
 log = logging.getLogger("dlzoo")
 TOLERANCE = 1e-2  # relative to the largest value of the batch; observed: below 1e-5
@@ -132,12 +132,6 @@ def on_gpu() -> bool:
     return bool(tf.config.get_visible_devices("GPU"))
 
 
-def threads() -> int:
-    """Return the number of processors this process may use."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return here or 1
-
-
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
     return float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-6))
 
@@ -183,7 +177,7 @@ def _onnx(model: keras.Model, shape: tuple[int, ...]) -> Compute:
         forward, input_signature=[tf.TensorSpec(shape, tf.float32, name="images")], opset=17
     )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
+    options.intra_op_num_threads = cores()
     session = onnxruntime.InferenceSession(
         content.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -200,6 +194,6 @@ def open_litert(content: bytes) -> Any:
         Interpreter = tf.lite.Interpreter
     with warnings.catch_warnings(), files.stderr_away():  # it logs its delegate there
         warnings.simplefilter("ignore")  # TensorFlow's word on where the class will move
-        interpreter = Interpreter(model_content=content, num_threads=threads())
+        interpreter = Interpreter(model_content=content, num_threads=cores())
         interpreter.allocate_tensors()
     return interpreter

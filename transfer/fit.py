@@ -47,6 +47,8 @@ from .plan import HEAD_BY_STEPS, LBFGS, Plan, Stage
 from .tail import trainable_view
 
 MONITORS = ("loss", "acc", "val_loss", "val_acc")
+SAMPLE = 4  # batches, to measure what making images costs
+STARVED = 0.5  # of a training step: then the network waits for images more than it computes
 HALVINGS = 4  # batches that are tried before memory counts as too small
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -405,6 +407,27 @@ class _Training:
                 callbacks=callbacks,
                 shuffle=False,  # the datasets bring their order along
                 verbose=0,
+            )
+            if self.doing["cut"] is None and self.stop.received is None:
+                self.tell_share_of_images(train_set(0, 0), steps)
+
+    def tell_share_of_images(self, images, steps: int) -> None:
+        """Measure what making the images costs of a training step; warn if it is most of it."""
+        if not self.history.rows or self.history.rows[-1]["seconds"] <= 0:
+            return
+        few = iter(images.take(SAMPLE + 1))
+        next(few)  # the first one waits for threads to start
+        began = time.perf_counter()
+        alone = sum(1 for _ in few)
+        if not alone:
+            return
+        of_images = (time.perf_counter() - began) / alone
+        share = min(1.0, of_images / (self.history.rows[-1]["seconds"] / steps))
+        self.doing |= {"images_share": round(share, 3), "starved": share > STARVED}
+        if share > STARVED:
+            self.say(
+                f"train.starved: making the images takes {share:.0%} of a step; a lighter "
+                "--augment, smaller photos or a faster disk would make it shorter"
             )
 
     def converge(self, stage: Stage, trained: keras.Model, callbacks) -> None:

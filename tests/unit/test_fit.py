@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from dataclasses import replace
 
 import keras
@@ -207,3 +208,22 @@ def test_a_rehearsal_leaves_the_model_as_it_was(data):
     assert [s["name"] for s in stages] == ["a", "b"]
     assert all(np.isfinite(s["loss"]) and s["seconds"] > 0 for s in stages)
     assert stages[0]["trainable"] < stages[1]["trainable"]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_images_that_take_longer_than_the_network_are_told_of(data, monkeypatch, slow):
+    from dlzoo.data.pipeline import _Images
+
+    get = _Images.get
+
+    def wait(self, record):
+        time.sleep(0.05 if slow else 0)
+        return get(self, record)
+
+    monkeypatch.setattr(_Images, "get", wait)
+    said, model = [], build("lenet5", in_chans=3)
+    plan = Plan((stage("all", "all", epochs=2),), taps=())
+    outcome = train(model, data, plan, rule(model), use_cache=False, say=said.append, **QUIET)
+    (facts,) = outcome.stages
+    assert 0 < facts["images_share"] <= 1 and facts["starved"] == slow
+    assert any("train.starved" in line for line in said) == slow
