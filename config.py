@@ -221,6 +221,8 @@ class FinetuneConfig(BaseModel):
 
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # what belongs to one call and not to the recipe: never written to config.toml
+# may be others when a run is resumed: no weight depends on them
+NOT_TRAINING = {"out", "save_every", "export", "quantize", "fail_under"}
 OF_A_CALL = ("name", "resume", "dry_run", "offline", "quiet", "verbose")
 
 

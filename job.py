@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, console, files
-from .config import FinetuneConfig, to_toml
+from .config import NOT_TRAINING, FinetuneConfig, to_toml
 from .data import Data, load_data
 from .errors import DataError, DlzooError, ExportError, Interrupted, ResumeError, UsageError
 from .machine import changes, environment
@@ -174,7 +174,8 @@ class Job:
         """Refuse to go on under other settings or with other photos."""
         old = tomllib.loads(directory.config.read_text("utf-8"))
         new = tomllib.loads(to_toml(self.config))
-        changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+        compared = (old.keys() | new.keys()) - NOT_TRAINING
+        changed = sorted(key for key in compared if old.get(key) != new.get(key))
         if changed:
             raise ResumeError(
                 "resume.config-changed",

@@ -16,6 +16,11 @@ CUT = "epoch_cut_short"
 SIGNALLED = "stopped_by_signal"
 
 
+def learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Return the rate of now; under a strategy it is a variable of every replica."""
+    return float(np.asarray(optimizer.learning_rate))
+
+
 class Resumable(keras.callbacks.Callback):
     """A callback whose state is the attributes named in `fields`.
 

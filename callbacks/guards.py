@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DivergedError
-from .base import CUT, SIGNALLED, Resumable
+from .base import CUT, SIGNALLED, Resumable, learning_rate
 
 
 def chance(labels: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
@@ -116,7 +116,7 @@ class StopOnDivergence(Resumable):
 
     def _stop(self, what: str, batch: int | None = None) -> None:
         """Raise, proposing a tenth of the rate; one so low already is more likely too low."""
-        lr = float(self.model.optimizer.learning_rate)
+        lr = learning_rate(self.model.optimizer)
         other = lr / 10 if lr >= 1e-4 or batch is not None else lr * 10
         names = [] if batch is None or self.files is None else list(self.files(self._epoch, batch))
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""

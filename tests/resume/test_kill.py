@@ -47,7 +47,7 @@ FORGET = ["slots", "sums", "seeds", "norm", "weights", "cursor", "WarmupCosine",
     "what", [pytest.param(w, marks=[] if w == "cursor" else [long]) for w in FORGET]
 )
 def test_t1_whatever_is_left_out_is_noticed(whole, tmp_path, what):
-    """Step 19 is in the middle of an epoch in which everything trains; 18 is saved."""
+    """Step 19 is in the middle of an epoch in which everything trains; so is 16, the last saved."""
     assert run(tmp_path, partial(nursery.at_step, 19)) == -signal.SIGKILL
     run(tmp_path, partial(nursery.forget, what))
     assert nursery.result(tmp_path) != whole
@@ -163,7 +163,7 @@ def test_fault_31_t5_a_torn_file_costs_one_checkpoint(whole, cut, tmp_path, file
     out, (_, newest) = copy(cut, tmp_path)
     damage(newest / file, how)
     assert until_done(out) == whole
-    assert "resume.fallback step 15" in (out / "run" / "log.txt").read_text()
+    assert "resume.fallback step 13" in (out / "run" / "log.txt").read_text()
 
 
 def test_fault_31_t5_with_no_whole_checkpoint_nothing_is_touched(cut, tmp_path):
@@ -201,7 +201,7 @@ def test_fault_28_t7_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, name,
     assert "train.interrupted" in nursery.said(tmp_path)
     saved = sorted(int(p.name[5:]) for p in (tmp_path / "run" / "ckpt").glob("step-*"))
     if times == 1:
-        assert saved[-1] == step
+        assert saved[-1] in (step, step + 1)  # the step that was under way is finished
     else:  # it left at once
         assert not saved or saved[-1] < step
     assert until_done(tmp_path, save_every=100) == whole
@@ -218,12 +218,13 @@ def test_fault_28_t7_a_signal_in_validation_loses_no_step(whole, tmp_path):
 @long
 def test_t8_two_replicas_go_on_as_well(tmp_path):
     """On two devices sums are added in an order of their own: equal to a tolerance."""
+    mirrored = {"strategy": "mirrored", "train_bn": False}  # each replica has its own statistics
     results = []
     for out, deaths in ((tmp_path / "a", ()), (tmp_path / "b", (13, 5))):
         for step in deaths:
             dying = [nursery.two_replicas, partial(nursery.at_step, step)]
-            assert run(out, *dying, strategy="mirrored") == -signal.SIGKILL, nursery.said(out)
-        assert run(out, nursery.two_replicas, strategy="mirrored") == 0, nursery.said(out)
+            assert run(out, *dying, **mirrored) == -signal.SIGKILL, nursery.said(out)
+        assert run(out, nursery.two_replicas, **mirrored) == 0, nursery.said(out)
         results.append(nursery.figures(out))
     whole, resumed = results
     assert len(whole) == len(resumed) == 6
