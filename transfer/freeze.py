@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import keras
+import tensorflow as tf
 
 from ..errors import UsageError, nearest
 from ..zoo import graph
@@ -27,6 +28,7 @@ def unfreeze(model: keras.Model, start: str, *, train_bn: bool = False) -> list[
     Raises:
         UsageError: `plan.unfreeze` for an unknown group.
     """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
     groups = graph.groups(model)
     names = list(groups)
     first = 0 if start == "all" else names.index(start) if start in names else None
@@ -42,6 +44,8 @@ def unfreeze(model: keras.Model, start: str, *, train_bn: bool = False) -> list[
         for layer in groups[name]:
             norm = isinstance(layer, keras.layers.BatchNormalization)
             layer.trainable = names.index(name) >= first and (train_bn or not norm)
+            if norm:  # else each replica has statistics of its own part of the batch
+                layer.synchronized = layer.trainable and replicas > 1
     return names[first:]
 
 

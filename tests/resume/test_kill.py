@@ -218,13 +218,12 @@ def test_fault_28_t7_a_signal_in_validation_loses_no_step(whole, tmp_path):
 @long
 def test_t8_two_replicas_go_on_as_well(tmp_path):
     """On two devices sums are added in an order of their own: equal to a tolerance."""
-    mirrored = {"strategy": "mirrored", "train_bn": False}  # each replica has its own statistics
     results = []
     for out, deaths in ((tmp_path / "a", ()), (tmp_path / "b", (13, 5))):
         for step in deaths:
             dying = [nursery.two_replicas, partial(nursery.at_step, step)]
-            assert run(out, *dying, **mirrored) == -signal.SIGKILL, nursery.said(out)
-        assert run(out, nursery.two_replicas, **mirrored) == 0, nursery.said(out)
+            assert run(out, *dying, strategy="mirrored") == -signal.SIGKILL, nursery.said(out)
+        assert run(out, nursery.two_replicas, strategy="mirrored") == 0, nursery.said(out)
         results.append(nursery.figures(out))
     whole, resumed = results
     assert len(whole) == len(resumed) == 6
