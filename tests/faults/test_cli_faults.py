@@ -39,13 +39,13 @@ def forbid_writing(monkeypatch):
 
 
 @pytest.mark.parametrize("argv", [["finetune", "--data", "no/such", "--backbone"], ["info"]])
-def test_17_an_unknown_backbone_suggests_the_nearest(argv):
+def test_fault_17_an_unknown_backbone_suggests_the_nearest(argv):
     done = dlzoo(*argv, "vgg61")
     assert (done.returncode, done.stdout) == (2, "")
     assert "error[model.unknown]" in done.stderr and "did you mean 'vgg16'?" in done.stderr
 
 
-def test_33_a_taken_name_fails_before_the_data_is_looked_at(tmp_path):
+def test_fault_33_a_taken_name_fails_before_the_data_is_looked_at(tmp_path):
     run = RunDir.create(tmp_path, "mine", "net-data")
     before = run.json.read_bytes()
     done = dlzoo("finetune", "--data", "no/such", "--out", tmp_path, "--name", "mine")
@@ -55,7 +55,7 @@ def test_33_a_taken_name_fails_before_the_data_is_looked_at(tmp_path):
     assert os.listdir(run.path) == ["run.json"]
 
 
-def test_33_an_output_that_cannot_be_a_folder_fails_before_the_data_is_looked_at(tmp_path):
+def test_fault_33_an_output_that_cannot_be_a_folder_fails_before_the_data_is_looked_at(tmp_path):
     (tmp_path / "file").write_text("mine")
     done = dlzoo("finetune", "--data", "no/such", "--out", tmp_path / "file" / "runs")
     assert (done.returncode, done.stdout) == (5, "")
@@ -63,7 +63,7 @@ def test_33_an_output_that_cannot_be_a_folder_fails_before_the_data_is_looked_at
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_33_a_read_only_output_is_found(tmp_path, monkeypatch):
+def test_fault_33_a_read_only_output_is_found(tmp_path, monkeypatch):
     forbid_writing(monkeypatch)
     with pytest.raises(ResourceError) as caught:
         RunDir.check(tmp_path / "runs")
@@ -71,7 +71,7 @@ def test_33_a_read_only_output_is_found(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_34_two_processes_on_one_run(tmp_path):
+def test_fault_34_two_processes_on_one_run(tmp_path):
     run = RunDir.create(tmp_path, None, "net-data")
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, run.path], stdout=subprocess.PIPE, text=True
@@ -93,7 +93,7 @@ def test_34_two_processes_on_one_run(tmp_path):
         holder.stdout.close()
 
 
-def test_39_a_format_that_cannot_be_written_is_found_at_the_start(tmp_path):
+def test_fault_39_a_format_that_cannot_be_written_is_found_at_the_start(tmp_path):
     done = dlzoo("finetune", "--data", "no/such", "--export", "savedmodle", "--out", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "error[export.format]" in done.stderr and "savedmodel" in done.stderr
@@ -104,7 +104,7 @@ def test_39_a_format_that_cannot_be_written_is_found_at_the_start(tmp_path):
 @pytest.mark.parametrize(
     "argv", [["list"], ["config", "show"], ["finetune", "--help"], ["-h"], ["--version"]]
 )
-def test_42_a_reader_that_went_away(argv):
+def test_fault_42_a_reader_that_went_away(argv):
     read, write = os.pipe()
     os.close(read)
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
@@ -116,7 +116,7 @@ def test_42_a_reader_that_went_away(argv):
 
 
 @pytest.mark.parametrize("stream", [">&-", "2>&-", "<&-"])
-def test_42_a_stream_that_was_never_open(stream):
+def test_fault_42_a_stream_that_was_never_open(stream):
     line = f"{sys.executable} -m dlzoo list vgg16 {stream}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
@@ -124,7 +124,7 @@ def test_42_a_stream_that_was_never_open(stream):
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}])
-def test_42_without_a_terminal_in_any_locale(tmp_path, locale):
+def test_fault_42_without_a_terminal_in_any_locale(tmp_path, locale):
     (tmp_path / "r\u00f6sen.toml").write_text('data = "r\u00f6sen \U0001f339"\n', encoding="utf-8")
     done = dlzoo("config", "show", "--config", tmp_path / "r\u00f6sen.toml", **locale)
     assert (done.returncode, done.stderr) == (0, "")
@@ -134,7 +134,7 @@ def test_42_without_a_terminal_in_any_locale(tmp_path, locale):
     assert "error[config.invalid]" in wrong.stderr and "\x1b" not in wrong.stderr
 
 
-def test_42_a_name_that_is_no_text_comes_out_as_it_went_in(tmp_path):
+def test_fault_42_a_name_that_is_no_text_comes_out_as_it_went_in(tmp_path):
     done = subprocess.run(
         [*COMMAND, "config", "init", b"r\xf6sen.toml"],
         capture_output=True,
@@ -146,7 +146,7 @@ def test_42_a_name_that_is_no_text_comes_out_as_it_went_in(tmp_path):
     assert os.listdir(os.fsencode(tmp_path)) == [b"r\xf6sen.toml"]
 
 
-def test_42_a_home_that_cannot_be_written(tmp_path):
+def test_fault_42_a_home_that_cannot_be_written(tmp_path):
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/x", "TMPDIR": str(tmp_path)}
     nowhere["DLZOO_HOME"] = ""  # the tests' own
     done = dlzoo("info", "vgg16", "--brief", **nowhere)
@@ -154,7 +154,7 @@ def test_42_a_home_that_cannot_be_written(tmp_path):
     assert [entry.startswith("dlzoo-") for entry in os.listdir(tmp_path)] == [True]
 
 
-def test_42_tensorflow_does_not_chatter_and_stderr_is_there_afterwards():
+def test_fault_42_tensorflow_does_not_chatter_and_stderr_is_there_afterwards():
     quiet = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     code = (
         "import sys\nfrom dlzoo.cli import main\n"
@@ -168,7 +168,7 @@ def test_42_tensorflow_does_not_chatter_and_stderr_is_there_afterwards():
 
 
 @pytest.mark.parametrize("no_color", [None, "1"])
-def test_42_colours_are_for_terminals_only(no_color):
+def test_fault_42_colours_are_for_terminals_only(no_color):
     import pty
 
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM")}
@@ -194,7 +194,7 @@ def test_42_colours_are_for_terminals_only(no_color):
     assert (b"\x1b[" in shown) == (no_color is None)
 
 
-def test_43_all_problems_of_a_configuration_at_once(tmp_path):
+def test_fault_43_all_problems_of_a_configuration_at_once(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('backbone = "vgg16"\nepocs = 3\n\nlr = "fast"\nbatch = 0\n')
     done = dlzoo("finetune", "--data", "no/such", "--config", path)

@@ -48,20 +48,20 @@ def by_path(data):
     return {p.path: (p.reason, p.action) for p in data.problems}
 
 
-def test_fault_1_missing(tmp_path):
+def test_fault_01_missing(tmp_path):
     folder(tmp_path / "flower_photos", each=3)
     error = fails("data.not-found", tmp_path / "flower_photo")
     assert "did you mean 'flower_photos'" in error.message
     assert str(tmp_path) in error.where
 
 
-def test_fault_1_a_file_where_a_folder_is_meant(tmp_path):
+def test_fault_01_a_file_where_a_folder_is_meant(tmp_path):
     path = photo(tmp_path / "rose" / "a.png", 0)
     assert "is a file" in fails("data.not-found", path).message
     fails("data.not-found", path / "inside")
 
 
-def test_fault_2_flat_or_empty_folder(tmp_path):
+def test_fault_02_flat_or_empty_folder(tmp_path):
     photo(tmp_path / "flat" / "a.png", 0)
     (tmp_path / "empty").mkdir()
     for name in ("flat", "empty"):
@@ -69,14 +69,14 @@ def test_fault_2_flat_or_empty_folder(tmp_path):
         assert f"{name}/\n" in error.hint and "daisy/   a.jpg" in error.hint
 
 
-def test_fault_3_one_class(tmp_path):
+def test_fault_03_one_class(tmp_path):
     assert "'daisy'" in fails("data.one-class", folder(tmp_path / "p", ("daisy",))).message
     (tmp_path / "one.csv").write_text("path,label\np/daisy/00.png,x\np/daisy/01.png,x\n")
     fails("data.one-class", tmp_path / "one.csv")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_fault_4_empty_or_small_class(tmp_path, count):
+def test_fault_04_empty_or_small_class(tmp_path, count):
     root = folder(tmp_path / "p")
     (root / "tulips").mkdir()
     for i in range(count):
@@ -87,7 +87,7 @@ def test_fault_4_empty_or_small_class(tmp_path, count):
     assert load_data(root, ignore_classes=["tulips"]).classes == ("daisy", "rose")
 
 
-def test_fault_4_copies_of_one_image_are_one(tmp_path):
+def test_fault_04_copies_of_one_image_are_one(tmp_path):
     root = folder(tmp_path / "p")
     for i in range(5):
         photo(root / "tulips" / f"{i}.png", 7)
@@ -102,7 +102,7 @@ def broken(root):
     (root / "daisy" / "text.jpg").write_text("I am a rose")
 
 
-def test_fault_5_broken_files_are_skipped_and_recorded(tmp_path):
+def test_fault_05_broken_files_are_skipped_and_recorded(tmp_path):
     root = folder(tmp_path / "p")
     broken(root)
     data = load_data(root)
@@ -119,7 +119,7 @@ def test_fault_5_broken_files_are_skipped_and_recorded(tmp_path):
     assert error.where == "daisy/text.jpg"
 
 
-def test_fault_5_too_many(tmp_path):
+def test_fault_05_too_many(tmp_path):
     root = folder(tmp_path / "p", each=10)
     broken(root)
     error = fails("data.too-many-bad", root)
@@ -127,7 +127,7 @@ def test_fault_5_too_many(tmp_path):
     assert len(load_data(root, max_bad=0.2)) == 20
 
 
-def test_fault_6_content_decides(tmp_path):
+def test_fault_06_content_decides(tmp_path):
     root = folder(tmp_path / "p")
     photo(root / "rose" / "png.jpg", 101)
     photo(root / "rose" / "gif.JPG", 102, "GIF")
@@ -158,7 +158,7 @@ def test_pain_8_images_that_cannot_be_read_are_counted_by_kind_and_class(tmp_pat
     assert "1 .cr2, 1 .heic; 1 in daisy, 1 in rose" in capsys.readouterr().out
 
 
-def test_fault_7_every_mode_is_rgb(tmp_path):
+def test_fault_07_every_mode_is_rgb(tmp_path):
     root = folder(tmp_path / "p")
     photo(root / "rose" / "cmyk.jpg", 1, "JPEG", "CMYK")
     photo(root / "rose" / "grey.png", 2, mode="L")
@@ -177,7 +177,7 @@ def test_fault_7_every_mode_is_rgb(tmp_path):
                 assert (image == (255, 0, 0)).all()
 
 
-def test_fault_8_orientation(tmp_path):
+def test_fault_08_orientation(tmp_path):
     root = folder(tmp_path / "p")
     upright = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     exif = Image.Exif()
@@ -188,7 +188,7 @@ def test_fault_8_orientation(tmp_path):
     np.testing.assert_array_equal(data.read(*images["rose/turned.png"]), upright)
 
 
-def test_fault_9_giant_image(tmp_path):
+def test_fault_09_giant_image(tmp_path):
     root = folder(tmp_path / "p")
 
     def chunk(name, body):
