@@ -134,7 +134,7 @@ def test_fault_42_a_stream_that_was_never_open(stream):
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}])
-def test_fault_42_without_a_terminal_in_any_locale(tmp_path, locale):
+def test_fault_42_without_a_terminal_in_any_locale(tmp_path, seen, locale):
     (tmp_path / "r\u00f6sen.toml").write_text('data = "r\u00f6sen \U0001f339"\n', encoding="utf-8")
     done = dlzoo("config", "show", "--config", tmp_path / "r\u00f6sen.toml", **locale)
     assert (done.returncode, done.stderr) == (0, "")
@@ -142,6 +142,7 @@ def test_fault_42_without_a_terminal_in_any_locale(tmp_path, locale):
     wrong = dlzoo("config", "show", "--set", "data\u00f6=1", **locale)
     assert wrong.returncode == 2
     assert "error[config.invalid]" in wrong.stderr and "\x1b" not in wrong.stderr
+    seen(wrong.stderr, wrong.returncode)
 
 
 def test_fault_42_a_name_that_is_no_text_comes_out_as_it_went_in(tmp_path):

@@ -90,7 +90,7 @@ def test_fault_04_the_unreadable_ones_can_be_listed(tmp_path, call):
         assert [row["path"] for row in csv.DictReader(file)] == gone
 
 
-def test_fault_05_broken_files_are_skipped_and_recorded(odd_run, seen):
+def test_fault_05_pain_37_broken_files_are_skipped_and_recorded(odd_run, seen):
     """A row with path and reason in the run's report, a count in its header, exit 0."""
     with (odd_run.path / "data_report.csv").open(newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file) if row["action"] == "skipped"}
@@ -120,7 +120,7 @@ def test_fault_05_too_many(tmp_path, refused):
     assert len(load_data(root, max_bad=0.2)) == 20
 
 
-def test_fault_06_content_decides(tmp_path):
+def test_fault_06_content_decides(tmp_path, call, seen):
     root = folder(tmp_path / "p")
     photo(root / "rose" / "png.jpg", 101)
     photo(root / "rose" / "gif.JPG", 102, "GIF")
@@ -134,6 +134,9 @@ def test_fault_06_content_decides(tmp_path):
     }
     [row] = data.summary()["problems"]
     assert (row["action"], row["reason"], row["count"]) == ("kept", "wrong extension", 2)
+    code, out, _ = call(*CHECK, root)
+    assert code == 0
+    seen(next(line for line in out.splitlines() if "wrong extension" in line))
 
 
 def test_pain_08_images_that_cannot_be_read_are_counted_by_kind_and_class(tmp_path, capsys):
@@ -170,7 +173,7 @@ def test_fault_07_every_mode_is_rgb(tmp_path):
                 assert (image == (255, 0, 0)).all()
 
 
-def test_fault_07_predict_sees_what_training_sees(tmp_path, odd_run):
+def test_fault_07_pain_42_predict_sees_what_training_sees(tmp_path, odd_run):
     """A file of any mode is answered as the RGB that `Data.read` gives of it."""
     from dlzoo import load_run
 

@@ -225,7 +225,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(photos, tmp_path, monkeypat
     assert resumed.metrics["best"] == whole.metrics["best"]
 
 
-def test_a_file_put_where_the_error_said_is_used(photos, tmp_path, monkeypatch):
+def test_pain_35_a_file_put_where_the_error_said_is_used(photos, tmp_path, monkeypatch):
     """The way out of fault 19: VGG16's published file, brought by hand, and offline."""
     monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
     variant, row = zoo.resolve("vgg16", True)
