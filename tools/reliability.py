@@ -193,7 +193,7 @@ def rows(kind: str, titles: dict[int, str], lines: dict[Number, list[tuple[str, 
         where = defaultdict(list)
         for proof in proofs.get(number, ()):
             file, _, name = proof.partition("::")
-            where[file].append(f"`{name}`")
+            where[file.removeprefix("tests/")].append(f"`{name}`")
         cells = [
             f"{file.removeprefix('tests/')}: {', '.join(names)}" for file, names in where.items()
         ]
@@ -204,29 +204,31 @@ def rows(kind: str, titles: dict[int, str], lines: dict[Number, list[tuple[str, 
 
 def page(lines: dict[Number, list[tuple[str, str]]]) -> str:
     """Return the whole page."""
-    head = "| # | {} | id (exit code) | seen | test, or why there is none |\n|---|---|---|---|---|"
-    return "\n".join(
-        [
-            "# What can go wrong, and what happens then",
-            "",
-            "Written by `python tools/reliability.py`; do not edit. Each row names the tests that show",
-            "it. Lines are those that the tests in tests/faults saw, cut after a while; an error also",
-            "tells where it is and how to mend it. What a failing command must not do is change",
-            "anything: those tests compare all files before and after. *resume* marks what belongs to",
-            "checkpoints and resuming and has no numbered test yet.",
-            "",
-            "## Faults and bad input",
-            "",
-            head.format("fault: what happens"),
-            *rows("fault", FAULTS, lines),
-            "",
-            "## What users of other tools suffer from",
-            "",
-            head.format("complaint"),
-            *rows("pain", PAINS, lines),
-            "",
-        ]
-    )
+    faults, pains = ("\n".join(rows(*of, lines)) for of in (("fault", FAULTS), ("pain", PAINS)))
+    return TEXT.format(faults=faults, pains=pains)
+
+
+TEXT = """\
+# What can go wrong, and what happens then
+
+Written by `python tools/reliability.py`; do not edit. Each row names the tests that show it. Lines
+are those that the tests in tests/faults saw, cut after a while; an error also tells where it is and
+how to mend it. What a failing command must not do is change anything: those tests compare all files
+before and after. *resume* marks what belongs to checkpoints and resuming and has no numbered test
+yet.
+
+## Faults and bad input
+
+| # | fault: what happens | id (exit code) | seen | test, or why there is none |
+|---|---|---|---|---|
+{faults}
+
+## What users of other tools suffer from
+
+| # | complaint | id (exit code) | seen | test, or why there is none |
+|---|---|---|---|---|
+{pains}
+"""
 
 
 def main() -> None:

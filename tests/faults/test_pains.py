@@ -54,6 +54,8 @@ def test_pain_01_scaled_images_are_refused_or_warned_of(odd_run, tmp_path, raise
     with raises("data.range", 3):
         load_data((scaled, np.arange(9) % 3))
     right, wrong = run.predict([pixels, scaled[0]])
+    file = tmp_path / "a.png"
+    assert [run.predict(x)[0].top for x in (pixels, file, file.read_bytes())] == 3 * [right.top]
     assert right.error is None and wrong.error.startswith("data.range: pixels lie in 0..1")
     with pytest.warns(UserWarning, match="already scaled"):
         run.classifier.probabilities(np.zeros((1, 28, 28, 3), "float32") + 0.5)
@@ -72,9 +74,10 @@ def test_pain_09_odd_folders_are_no_classes(tmp_path):
     assert noted == {".git", *(f"{s}/.ipynb_checkpoints" for s in ("training", "valid", "Test"))}
 
 
-def test_pain_11_an_unknown_monitor_is_an_error_before_any_step(data, tmp_path, raises, refused):
+def test_pain_11_an_unknown_monitor_is_an_error_before_any_step(tmp_path, raises, refused):
+    """Before the data is even touched: there is none."""
     with raises("train.unknown-monitor", 2) as caught:
-        fit("lenet5", data, (Stage("all", "all"),), plan={"monitor": "val_f1"})
+        fit("lenet5", None, (Stage("all", "all"),), plan={"monitor": "val_f1"})
     assert "val_acc, val_loss" in caught.value.hint
     argv = ("finetune", "--data", "no/such", "--out", tmp_path / "runs", "--monitor", "val_lss")
     assert "did you mean 'val_loss'?" in refused("config.invalid", 2, *argv)
