@@ -162,6 +162,8 @@ def seen(report: Path) -> dict[Number, list[tuple[str, str]]]:
     """Return (exit code, line) as the tests recorded them; one for each id of a message."""
     found: dict[Number, dict[str, tuple[str, str]]] = defaultdict(dict)
     for case in ET.parse(report).iter("testcase"):
+        if not numbers(case.get("name")):
+            continue
         if case.find("failure") is not None or case.find("error") is not None:
             raise SystemExit(f"{case.get('name')} failed: no page is written")
         for note in case.iter("property"):
@@ -237,6 +239,7 @@ def main() -> None:
         report = Path(sys.argv[1]) if sys.argv[1:] else Path(folder) / "junit.xml"
         if not report.exists():
             command = [sys.executable, "-m", "pytest", "tests/faults", f"--junitxml={report}"]
+            command += ["-o", "junit_family=xunit1", "--ignore=tests/faults/test_reliability.py"]
             subprocess.run(command, cwd=ROOT, check=True)
         PAGE.write_text(page(seen(report)), "utf-8")
 
