@@ -312,7 +312,7 @@ def _check_duplicates(source: Source, given: Collection[str | None], strict: boo
     if strict and serious:
         raise DataError(
             "data.duplicates",
-            f"{len(serious)} images occur under two labels or in two splits, such as "
+            f"images under two labels or in two splits: {len(serious)}, such as "
             f"{serious[0].path!r}: {serious[0].reason}",
             where=source.root or source.name,
             fix="remove one of each, or leave out --strict-data",

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ import pytest
 from dlzoo import create_model, load_data, load_run
 from dlzoo.data.decode import decode
 from dlzoo.doctor import EXTRAS
+from dlzoo.transfer.classifier import Classifier
 from dlzoo.transfer.fit import train
 from dlzoo.transfer.plan import Plan, Stage
 from dlzoo.zoo import graph
+from dlzoo.zoo.spec import Preprocess
 from odd import train_odd
 from photos import folder, photo
 
@@ -92,8 +95,22 @@ def test_pain_19_every_epoch_is_whole_whatever_the_batch(odd_run):
     assert all(float(row["val_loss"]) > 0 for row in rows)
 
 
+def test_pain_22_a_run_gives_its_preprocessing(tmp_path):
+    """It is not the variant's own here, and nothing needs to be warned of."""
+    rule = Preprocess(mean=(120.0, 100.0, 90.0), std=(60.0, 50.0, 40.0), size=28)
+    create = {"name": "lenet5", "num_classes": 3, "input_shape": [28, 28, 3]}
+    model = create_model(**create, preprocess=rule)
+    run = tmp_path / "run"
+    Classifier(model, ("a", "b", "c"), "multiclass", rule, {"create": create}).save(run / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = create_model("lenet5", num_classes=2, input_shape=(28, 28, 3), weights=run)
+    assert graph.built(other).preprocess == rule
+    assert other.get_layer("normalize").scale == model.get_layer("normalize").scale
+
+
 def test_pain_22_a_run_gives_its_weights_to_another(odd_run, tmp_path, call):
-    """`--weights RUN`: all layers of it, its preprocessing, a head for the new classes."""
+    """`--weights RUN`: all layers of it, a head for the new classes."""
     source = load_run(odd_run.path).classifier.model
     given = {"weights": odd_run.path, "input_shape": (28, 28, 3)}
     model = create_model("lenet5", num_classes=2, **given)
