@@ -5,9 +5,7 @@ The items, and where else they are proved, stand in docs/RELIABILITY.md.
 
 import configparser
 import csv
-import gc
 import json
-import os
 import re
 import subprocess
 import sys
@@ -177,22 +175,6 @@ def test_pain_40_the_device_is_told_and_a_missing_gpu_is_an_error(odd_run, tmp_p
         *("--data", folder(tmp_path / "p"), "--device", "gpu", "--out", tmp_path / "runs"),
     )
     assert "TensorFlow sees 0 GPUs" in told
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for memory in use")
-def test_pain_41_memory_stays_flat_over_stages(data):
-    """Ten stages, each compiled anew; the first three are let to fill what is kept for later."""
-    used = []
-
-    def note(line):
-        if line.startswith("stage"):
-            gc.collect()
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            used.append(pages * os.sysconf("SC_PAGE_SIZE"))
-
-    stages = tuple(Stage(f"s{i}", "all", epochs=1) for i in range(10))
-    fit("mlp", data, stages, use_cache=False, say=note)
-    assert len(used) == 10 and used[-1] < 1.05 * used[3], used
 
 
 def test_pain_44_a_collapsed_network_is_stopped_and_told_what_to_change(data, raises):
