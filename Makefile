@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo test test-full lint types clean
+.PHONY: help demo test test-full test-resume lint types clean
 help:
 	@echo "make demo       set up, then fine-tune the default backbone on the digits of scikit-learn"
 	@echo "make test       set up, then lint, type check and the default tests"
+	@echo "make test-resume  every place where a run can be killed, and a storm of kills"
 	@echo "make test-full  every model of the zoo, against torch where that is installed"
 
 $(VENV)/.ready: setup.cfg pyproject.toml
@@ -24,10 +25,13 @@ demo: $(VENV)/.ready
 	$(BIN)/dlzoo finetune --data digits --fail-under 0.95
 
 test: lint types
-	$(BIN)/python -m pytest -n $(JOBS) -m "not full"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not full and not long"
+
+test-resume: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -n $(JOBS) tests/resume
 
 test-full: lint types
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not long"
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ _PUBLIC = {
     "finetune": "run",
     "Run": "run",
     "load_run": "run",
+    "resume": "run",
     "lr_find": "explore",
     "compare": "explore",
     "DlzooError": "errors",
@@ -51,6 +52,7 @@ __all__ = [
     "load_run",
     "lr_find",
     "report",
+    "resume",
     "transfer",
     "zoo",
 ]
@@ -60,7 +62,7 @@ if TYPE_CHECKING:  # what the two tables above say, for editors and type checker
     from .data import load_data
     from .errors import DlzooError
     from .explore import compare, lr_find
-    from .run import Run, finetune, load_run
+    from .run import Run, finetune, load_run, resume
     from .transfer.classifier import Classifier
     from .transfer.plan import Plan, Stage
     from .zoo import create_model, info, list_models

@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -65,7 +65,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
     from .config import resolve
 
     found = resolve(flags, sets, config_file, os.environ)
-    config, missed = found.config, None
+    config = found.config
     if not config.data:
         raise UsageError(
             "usage",
@@ -79,13 +79,33 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
                 console.say(f"{key} = {getattr(config, key)}  from {origin}")
     from . import run as library
 
-    try:
-        run = library.finetune(config.backbone, config.data, config=config)
-    except GateError as error:  # the run is there all the same
-        missed, run = error, library.load_run(str(error.where))
     if config.dry_run:
-        _rehearsed(run, as_json)
+        _rehearsed(library.finetune(config.backbone, config.data, config=config), as_json)
         return
+    _finished(lambda: library.finetune(config.backbone, config.data, config=config), as_json)
+
+
+@cli.command()
+@run_argument
+@click.option("--quiet", is_flag=True, help="Tell only errors and results.")
+@json_option
+def resume(run: str, quiet: bool, as_json: bool) -> None:
+    """Go on with a run that was interrupted or killed."""
+    from . import run as library
+
+    console.setup(quiet=quiet)
+    _finished(lambda: library.resume(run, quiet=quiet), as_json)
+
+
+def _finished(make: Callable[[], Any], as_json: bool) -> None:
+    """Print what a run came to, also one that missed its gate."""
+    from .run import load_run
+
+    missed = None
+    try:
+        run = make()
+    except GateError as error:  # the run is there all the same
+        missed, run = error, load_run(str(error.where))
     console.box(run.summary())
     if as_json:
         console.out_json({"run": str(run.path), **run.metrics})
@@ -396,11 +416,11 @@ def list_cache(as_json: bool) -> None:
 @click.option("--down-to", metavar="SIZE", help="Keep this much, as in 5G: the last used.")
 def clear(down_to: str | None) -> None:
     """Remove it; what a run is writing just now stays."""
-    from . import files
     from .transfer import shelf
+    from .units import parse_bytes
 
     try:
-        left = files.parse_bytes(down_to) if down_to else 0
+        left = parse_bytes(down_to) if down_to else 0
     except ValueError as error:
         raise UsageError("usage.size", str(error), where="--down-to", fix="5G, 500M") from None
     console.out(f"{shelf.clear(left) / 1e9:.2f} GB removed")
@@ -453,17 +473,27 @@ def init(file: str) -> None:
 
 
 @cli.command()
+@click.argument("run", required=False, metavar="[RUN]")
 @json_option
-def doctor(as_json: bool) -> None:
-    """Check the machine and say what dlzoo would use of it."""
-    from .doctor import examine, render
+def doctor(run: str | None, as_json: bool) -> None:
+    """Check the machine and say what dlzoo would use of it.
 
-    found = examine()
+    With a RUN: also whether it could be made again here, to the same last bit.
+    """
+    from .doctor import examine, render, repeatable
+
+    reasons = repeatable(run) if run else []
+    found = examine() | ({"run": {"repeatable": not reasons, "reasons": reasons}} if run else {})
     if as_json:
         console.out_json(found)
     else:
         for topic, text in render(found):
             console.out(f"{topic:14} {text}")
+        if run:
+            said = (
+                f"not to the last bit: {'; '.join(reasons)}" if reasons else "to the same last bit"
+            )
+            console.out(f"{'run again':14} {said}")
     if found["problems"]:
         raise ResourceError("doctor.problem", "\n  ".join(found["problems"]))
 

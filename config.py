@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from .errors import UsageError, nearest
+from .units import parse_seconds
 
 Auto = Literal["auto"]
 Switch = Literal["auto", "on", "off"]
@@ -59,14 +60,15 @@ def _flip(value: Any) -> Any:
 
 
 def _seconds(value: Any) -> Any:
-    """Return the seconds that `90s`, `10m` or `1.5h` are; other text is left to the check."""
-    found = re.fullmatch(r"([\d.]+) *([smh]?)", value) if isinstance(value, str) else None
-    if not found:
-        return value
+    """Return the whole seconds that `90s`, `10m` or `1.5h` are; other text is left to the check."""
     try:
-        return round(float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 1}[found[2]])
+        return round(parse_seconds(value)) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _steps(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 PathText = Annotated[str, BeforeValidator(_path)]
@@ -185,6 +187,10 @@ class FinetuneConfig(BaseModel):
     fail_under: Fraction | None = setting(
         None, "exit 9 if test accuracy (0..1) is below", "FLOAT", examples=[0.9]
     )
+    save_every: Annotated[
+        Auto | Positive | Annotated[str, Field(pattern=r"^\d+(\.\d+)? *[smh]$")],
+        BeforeValidator(_steps),
+    ] = setting("auto", "training steps, or time, between two checkpoints", "auto|STEPS|TIME")
     resume: Annotated[Literal["off", "auto"], BeforeValidator(_resume)] = setting(
         "off", "go on with the run --name, or with the last one like it"
     )
@@ -215,6 +221,8 @@ class FinetuneConfig(BaseModel):
 
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # what belongs to one call and not to the recipe: never written to config.toml
+# may be others when a run is resumed: no weight depends on them
+NOT_TRAINING = {"out", "save_every", "export", "quantize", "fail_under"}
 OF_A_CALL = ("name", "resume", "dry_run", "offline", "quiet", "verbose")
 
 

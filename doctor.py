@@ -11,7 +11,8 @@ from typing import Any
 
 from . import files, zoo
 from .errors import ModelError
-from .rundir import NEED, versions
+from .machine import changes, cores, environment
+from .rundir import NEED, RunDir, versions
 from .zoo.spec import Weights
 from .zoo.weights import place
 
@@ -42,7 +43,7 @@ def examine() -> dict[str, Any]:
     return {
         "versions": versions() | {"platform": platform.platform()},
         "backend": backend,
-        "cpu_cores": _cores(),
+        "cpu_cores": cores(),
         "gpus": gpus,
         "device": "gpu" if gpus else "cpu",
         "device_reason": f"{len(gpus)} GPU found" if gpus else _why_no_gpu(),
@@ -54,6 +55,21 @@ def examine() -> dict[str, Any]:
         "extras": {name: _extra(name, modules) for name, modules in EXTRAS.items()},
         "problems": problems,
     }
+
+
+def repeatable(path: Path | str) -> list[str]:
+    """Return why a run could not be made again here to the same last bit; nothing if it could.
+
+    Args:
+        path: of the run directory.
+    """
+    record = RunDir.open(path).read()
+    reasons = changes(record.get("environment", {}), environment())
+    if not record.get("deterministic"):
+        reasons.insert(0, "it was not made with --deterministic")
+    for past in record.get("resumed", []):
+        reasons += [f"it was resumed under another {change}" for change in past["changed"]]
+    return reasons
 
 
 def render(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -96,10 +112,6 @@ def _why_no_gpu() -> str:
     if shutil.which("nvidia-smi"):
         return "TensorFlow sees no GPU though a driver is there: pip install 'dlzoo[gpu]'"
     return "no GPU found"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> tuple[float | None, float | None]:

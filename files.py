@@ -33,15 +33,6 @@ def home() -> Path:
     return path
 
 
-def parse_bytes(text: str) -> int:
-    """Return the bytes that `20G`, `500 MB` or `1048576` means; raises ValueError."""
-    digits = text.strip().upper().removesuffix("B").removesuffix("I").strip()
-    power = "KMGT".find(digits[-1:]) + 1 if digits[-1:].isalpha() else 0
-    if digits[-1:].isalpha() and not power:
-        raise ValueError(f"{text!r} is no size such as 20G")
-    return int(float(digits.rstrip("KMGT")) * 1024**power)
-
-
 def sha256(data: bytes | Path | str) -> str:
     """Return the SHA-256 of bytes, or of a file's content, in hexadecimal."""
     if isinstance(data, bytes):

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import shlex
 import shutil
+import signal
+import tempfile
+import threading
 import time
 import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, console, files
-from .config import FinetuneConfig, to_toml
+from .config import NOT_TRAINING, FinetuneConfig, to_toml
 from .data import Data, load_data
-from .errors import DataError, DlzooError, Interrupted, ResumeError, UsageError
-from .rundir import RunDir, file_stem
+from .errors import DataError, DlzooError, ExportError, Interrupted, ResumeError, UsageError
+from .machine import changes, environment
+from .rundir import RunDir, file_stem, now
 from .zoo import resolve as find_model
 
 if TYPE_CHECKING:
@@ -36,8 +45,13 @@ class Job:
         self.plan: Plan
         self.rule: Preprocess
 
-    def run(self) -> RunDir:
-        """Do it all, up to the metrics; `classifier` stays None if the run was finished before."""
+    def run(self, then: Callable[[RunDir], None] = lambda directory: None) -> RunDir:
+        """Do it all, up to the metrics; `classifier` stays None if the run was finished before.
+
+        Args:
+            then: what else is to be done before the run counts as finished, and is done again
+                when the run is resumed; an export that is refused does not undo the run.
+        """
         config = self.config
         RunDir.check(config.out, None if config.resume == "auto" else config.name)
         self.find_model()
@@ -45,15 +59,28 @@ class Job:
         stem = file_stem(f"{config.backbone}-{self.data.name}")
         begun = self.to_resume(stem) if config.resume == "auto" else None
         if begun and begun.read()["status"] == "finished":
-            console.say(f"nothing to resume: {begun.path} is finished")
+            console.say(f"nothing to resume: {begun.path} is finished ({_epochs(begun)})")
             return begun
-        self.build(begun)
+        going_on = begun is not None and begun.begun
+        self.build(begun if going_on else None)
         directory = begun or RunDir.create(config.out, config.name, stem)
-        with directory, console.logging_to(directory.log):
-            self.write_inputs(directory)
+        refused = None
+        with directory, console.logging_to(directory.log), _interruptible(directory):
+            if going_on:
+                self.note_resumed(directory)
+            else:
+                self.write_inputs(directory)
             self.header(directory)
-            outcome = self.train(directory, resume=begun is not None)
+            outcome = self.train(directory, resume=going_on)
             self.finish(directory, outcome)
+            try:
+                then(directory)
+            except ExportError as error:
+                refused = error
+        # not before the run counts as finished: until then it may have to be resumed
+        shutil.rmtree(directory.checkpoints, ignore_errors=True)
+        if refused:
+            raise refused
         return directory
 
     def rehearse(self) -> dict[str, Any]:
@@ -128,11 +155,14 @@ class Job:
             if not (out / name / "run.json").is_file():
                 return None
             directory = RunDir.open(out / name)
-            self.check_same(directory)
+            if directory.begun:
+                self.check_same(directory)
             return directory
         found = sorted(out.glob(f"{stem}-*/run.json"), key=lambda p: p.stat().st_mtime)
         for path in reversed(found):
             directory = RunDir.open(path.parent)
+            if not directory.begun:
+                continue
             try:
                 self.check_same(directory)
             except (DlzooError, OSError):
@@ -142,13 +172,10 @@ class Job:
 
     def check_same(self, directory: RunDir) -> None:
         """Refuse to go on under other settings or with other photos."""
-        if not directory.config.is_file():
-            raise ResumeError(
-                "resume.no-valid-checkpoint", "the run never began", where=directory.path
-            )
         old = tomllib.loads(directory.config.read_text("utf-8"))
         new = tomllib.loads(to_toml(self.config))
-        changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+        compared = (old.keys() | new.keys()) - NOT_TRAINING
+        changed = sorted(key for key in compared if old.get(key) != new.get(key))
         if changed:
             raise ResumeError(
                 "resume.config-changed",
@@ -157,12 +184,46 @@ class Job:
                 fix="resume with the settings of the run, or give another --name",
             )
         if directory.read().get("data") != self.data.fingerprint:
+            came, went = self.changed_rows(directory)
             raise ResumeError(
                 "resume.data-changed",
-                "the photos, their labels or their split are not those of the run",
+                f"+{came} -{went}: the photos, labels or split are not those of the run",
                 where=directory.manifest,
-                fix="start a new run",
+                fix="bring the photos back, or start a new run with another --name",
             )
+
+    def changed_rows(self, directory: RunDir) -> tuple[int, int]:
+        """Return how many photos came to those of a run, and how many went; one that changed is
+        both.
+        """
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            self.data.write_manifest(now := Path(folder) / "now.csv")
+            for path in (directory.manifest, now):
+                with path.open(encoding="utf-8", newline="") as file:
+                    rows.append(Counter(tuple(row) for row in csv.reader(file)))
+        before, after = rows
+        return (after - before).total(), (before - after).total()
+
+    def note_resumed(self, directory: RunDir) -> None:
+        """Record that a run goes on, and whether it can still be the same to the last bit."""
+        record = directory.read()
+        old, new = record.get("environment", {}), self.environment()
+        if changed := changes(old, new):
+            console.say(
+                f"resume.not-bit-exact: {', '.join(changed)}; the run goes on, but not to the "
+                "same last bit"
+            )
+        exact = self.config.deterministic and not changed
+        past = record.get("resumed", [])
+        directory.record(
+            resumed=[*past, {"at": now(), "changed": changed, "bit_exact": exact}],
+        )
+
+    def environment(self) -> dict[str, Any]:
+        """Return everything a result depends on, to the last bit, beside the recipe."""
+        used = {name: getattr(self.machine, name) for name in ("device", "precision", "replicas")}
+        return environment() | used
 
     def build(self, begun: RunDir | None = None) -> None:
         """Set the machine up, make the plan, and build the model it asks for.
@@ -282,7 +343,6 @@ class Job:
         """Write what the run starts from, before the first step."""
         import tomli_w
 
-        files.write_text(directory.config, to_toml(self.config))
         files.write_text(directory.plan, tomli_w.dumps(self.plan.to_dict()))
         files.write_text(directory.labels, "\n".join(self.data.classes) + "\n")
         self.data.write_manifest(directory.manifest)
@@ -295,7 +355,10 @@ class Job:
             precision=self.machine.precision,
             replicas=self.machine.replicas,
             deterministic=self.config.deterministic,
+            environment=self.environment(),
         )
+        # last: a directory with a configuration is one that can be resumed
+        files.write_text(directory.config, to_toml(self.config))
 
     def header(self, directory: RunDir) -> None:
         """Say in six lines what is about to happen."""
@@ -339,21 +402,16 @@ class Job:
                 folder=directory.path,
                 resume=resume,
                 use_cache=choice,
+                save_every=self.config.save_every,
+                deterministic=self.config.deterministic,
+                halve=self.config.batch == "auto",
                 quiet=self.config.quiet,
                 say=console.say,
                 log=console.log,
                 bar=console.progress,
             )
         if outcome.interrupted is not None:
-            saved = sorted(directory.checkpoints.glob("step-*"))
-            if not saved:
-                raise KeyboardInterrupt
-            raise Interrupted(
-                "train.interrupted",
-                f"stopped; saved up to epoch {int(saved[-1].name[5:])} of all stages",
-                where=directory.path,
-                fix=f"go on with: {_command(directory)}",
-            )
+            raise KeyboardInterrupt
         return outcome
 
     def finish(self, directory: RunDir, outcome) -> None:
@@ -392,6 +450,11 @@ class Job:
                 "best": outcome.best,
                 "stages": outcome.stages,
                 "epochs": len(outcome.rows),
+                "checkpoints": {
+                    "written": len(outcome.stall),
+                    "seconds": round(sum(outcome.stall), 3),
+                    "longest": round(max(outcome.stall, default=0.0), 3),
+                },
                 "seconds": round(time.perf_counter() - self.began, 2),
             },
         )
@@ -399,13 +462,48 @@ class Job:
         plots.curves(outcome.rows, directory.plots / "curves.png", best=outcome.best["epoch"])
         if found["test"]:
             plots.confusion(found["test"], directory.plots / "confusion.png")
-        shutil.rmtree(directory.checkpoints, ignore_errors=True)
+
+
+@contextmanager
+def _interruptible(directory: RunDir) -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and SIGHUP into an error that says how to go on."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    except KeyboardInterrupt:
+        from .callbacks.checkpoint import Checkpoints
+
+        steps = Checkpoints(directory.checkpoints).steps()
+        raise Interrupted(
+            "train.interrupted",
+            f"stopped; saved after {steps[-1]} steps"
+            if steps
+            else "stopped before the first checkpoint; what was computed of the photos is kept",
+            where=directory.path,
+            fix=f"go on with: {_command(directory)}",
+        ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _command(directory: RunDir) -> str:
     """Return what goes on with a run: its command, or what to change in a call from Python."""
-    program, *rest = directory.read()["argv"]
+    program, *_ = directory.read()["argv"]
     if program != "dlzoo":
         return 'the same call with resume="auto"'
-    more = [] if "--resume" in rest else ["--resume", "auto"]
-    return shlex.join(["dlzoo", *rest, *more])
+    return shlex.join(["dlzoo", "resume", str(directory.path)])
+
+
+def _epochs(directory: RunDir) -> str:
+    """Return `15/15 epochs`: those that ran, of those that ran; early stopping is an end, too."""
+    done = json.loads(directory.metrics.read_text("utf-8"))["epochs"]
+    return f"{done}/{done} epochs"

@@ -17,7 +17,7 @@ import numpy as np
 from . import console
 from .config import FinetuneConfig, resolve
 from .data import Data, load_data
-from .errors import DataError, DlzooError, GateError, UsageError
+from .errors import DataError, DlzooError, GateError, ResumeError, UsageError
 from .job import Job
 from .rundir import RunDir
 
@@ -303,6 +303,11 @@ class Run:
             )
         else:
             lines.append(f"DONE  no test photos  {_duration(found['seconds'])}")
+        starved = [s for s in found["stages"] if s.get("starved")]
+        lines += [
+            f"      stage {s['name']} waited for images {s['images_share']:.0%} of the time"
+            for s in starved
+        ]
         lines.append(f"      run {self.path}  plots {self.directory.plots.name}/")
         return "\n".join(lines)
 
@@ -345,15 +350,57 @@ def finetune(
     job = Job(config, data if data is not None else config.data)
     if config.dry_run:
         return job.rehearse()
-    directory = job.run()
+
+    def export(directory: RunDir) -> None:
+        if config.export:
+            quantize = None if config.quantize == "none" else config.quantize
+            _run_of(job, directory).export(*config.export, quantize=quantize)
+
+    run = _run_of(job, job.run(then=export))
+    _gate(run, config.fail_under)
+    return run
+
+
+def _run_of(job: Job, directory: RunDir) -> Run:
+    """Return the run that a job made, with the model and data it holds already."""
     run = Run(directory.path, job.data)
     if job.classifier:
         run.__dict__["classifier"] = job.classifier  # fills the cached property
-        if config.export:
-            quantize = None if config.quantize == "none" else config.quantize
-            run.export(*config.export, quantize=quantize)
-    _gate(run, config.fail_under)
     return run
+
+
+def resume(path: Path | str, **settings: Any) -> Run:
+    """Go on with a run that was killed or interrupted, from its newest checkpoint.
+
+    Args:
+        path: of the run directory. settings: those of the call alone, such as `quiet`.
+
+    Returns:
+        The finished :class:`Run`; one that was finished already is returned as it is.
+
+    Raises:
+        DataError: `run.no-data`, the run was made from data in memory: call `finetune` again
+            with the data and `resume="auto"`.
+        DlzooError: as `finetune` does.
+    """
+    directory = RunDir.open(path)
+    if not directory.begun:
+        raise ResumeError(
+            "resume.no-valid-checkpoint",
+            "the run never began",
+            where=directory.path,
+            fix="start it again",
+        )
+    place = {"out": str(directory.path.parent), "name": directory.path.name, "resume": "auto"}
+    config = resolve({**place, **settings}, config_file=directory.config, called="{}=").config
+    if not config.data:
+        raise DataError(
+            "run.no-data",
+            "the run was made from data in memory",
+            where=directory.path,
+            fix='call finetune again with the data, name= and resume="auto"',
+        )
+    return finetune(config=config)
 
 
 def _gate(run: Run, wanted: float | None) -> None:

@@ -124,7 +124,7 @@ class RunDir:
             run.json,
             {
                 "status": "created",
-                "created": _now(),
+                "created": now(),
                 "argv": list(sys.argv if argv is None else argv),
                 "versions": versions(),
             },
@@ -148,6 +148,11 @@ class RunDir:
                 fix="give the path that `dlzoo finetune` printed, such as runs/NAME",
             )
         return run
+
+    @property
+    def begun(self) -> bool:
+        """Whether all that a run starts from has been written, so that it can be resumed."""
+        return self.config.is_file()
 
     def read(self) -> dict[str, Any]:
         """Return what `run.json` says."""
@@ -173,7 +178,9 @@ class RunDir:
         except OSError as error:
             raise _no_permission(self.path, error.strerror or str(error)) from None
         self._lock = lock
-        self.record(status="running", started=_now(), pid=os.getpid(), ended=None, exit=None)
+        for stale in [p for p in self.path.rglob(".*") if ".part" in p.name]:  # of one killed
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+        self.record(status="running", started=now(), pid=os.getpid(), ended=None, exit=None)
         return self
 
     def __exit__(
@@ -188,7 +195,7 @@ class RunDir:
                 write_crash(error, self.path)
             interrupted = code in (INTERRUPTED, CTRL_C)
             status = "interrupted" if interrupted else "failed" if code else "finished"
-            self.record(status=status, ended=_now(), exit=code)
+            self.record(status=status, ended=now(), exit=code)
         except OSError:  # a full disk must not hide what happened before
             if error is None:
                 raise
@@ -271,5 +278,6 @@ def _megabytes(size: float) -> str:
     return f"{size / 1e6:,.0f} MB"
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as it is written in run.json."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

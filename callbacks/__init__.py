@@ -1,8 +1,8 @@
 """Keras callbacks that survive a stage change and a restart.
 
 Each works alone with a plain `model.fit` and keeps its state over several fits; `state_dict()`
-gives that state as plain values and `load_state_dict()` takes it back. Put a callback that
-writes checkpoints last in the list: the others have then counted the step it saves.
+gives that state as plain values and `load_state_dict()` takes it back. `Resume` saves all of it
+with the model, and stands last in the list: the others have then counted the step it saves.
 """
 
 from .base import Resumable
@@ -13,6 +13,7 @@ from .history import History
 from .lr_finder import LRFinder, Suggestion
 from .monitor import Monitor, check_monitor
 from .progress import Progress
+from .resume import Resume
 from .schedules import Constant, OneCycle, ReduceLROnPlateau, WarmupCosine, check_single_policy
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Progress",
     "ReduceLROnPlateau",
     "Resumable",
+    "Resume",
     "StopOnDivergence",
     "StopOnSignal",
     "Suggestion",

@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from ..errors import ResumeError
 
-CUT = "epoch_cut_short"  # attribute of the model being fitted
+# attributes of the model being fitted
+CUT = "epoch_cut_short"
+SIGNALLED = "stopped_by_signal"
+
+
+def learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Return the rate of now; under a strategy it is a variable of every replica."""
+    return float(np.asarray(optimizer.learning_rate))
 
 
 class Resumable(keras.callbacks.Callback):
@@ -58,3 +66,14 @@ class Resumable(keras.callbacks.Callback):
             )
         for name in names:
             setattr(self, name, copy.deepcopy(state[name]))
+
+    def arrays_version(self) -> str | None:
+        """Return what changes whenever `arrays` do, or None if there are none to be saved."""
+        return None
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return the state that is too large for `state_dict`."""
+        return []
+
+    def load_arrays(self, arrays: list[np.ndarray]) -> None:
+        """Take back what `arrays` gave, after `load_state_dict`."""

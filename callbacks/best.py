@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
 from ..errors import UsageError
 from .base import Resumable
@@ -38,7 +39,8 @@ class BestModel(Resumable):
         best_stage: the stage it came from.
         improved: whether the last epoch was the best.
         kept: the snapshot held in memory, or None (after a restart, until it is given back
-            or read from `path`). It is not part of `state_dict`, which is plain values.
+            or read from `path`). It is not part of `state_dict`, which is plain values; a
+            checkpoint holds it as arrays, where it is not in a file of its own.
 
     Raises:
         UsageError: `train.best-model`, the arguments do not go together.
@@ -64,6 +66,7 @@ class BestModel(Resumable):
             raise UsageError("train.best-model", "the file must end in .weights.h5", where=path)
         self.monitor = Monitor(monitor, mode, min_delta)
         self.full_model = model
+        self._own = snapshot is None and path is None
         self.path = None if path is None else Path(path)
         self._snapshot = snapshot or (lambda: self._whole().get_weights())
         self._restore = restore or (lambda weights: self._whole().set_weights(weights))
@@ -107,6 +110,18 @@ class BestModel(Resumable):
             self.best, self.epoch, self.best_stage = (
                 record[name] for name in ("best", "epoch", "best_stage")
             )
+
+    def arrays_version(self) -> str | None:
+        """Return what changes with `kept`."""
+        return f"{self.epoch} {self.best!r}" if self._own and self.kept is not None else None
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return the weights kept."""
+        return list(self.kept)
+
+    def load_arrays(self, arrays: list[np.ndarray]) -> None:
+        """Take the weights back."""
+        self.kept = arrays or None
 
     def _record(self) -> dict[str, Any]:
         return {"best": self.best, "epoch": self.epoch, "best_stage": self.best_stage}

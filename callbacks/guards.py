@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DivergedError
-from .base import CUT, Resumable
+from .base import CUT, SIGNALLED, Resumable, learning_rate
 
 
 def chance(labels: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
@@ -116,7 +116,7 @@ class StopOnDivergence(Resumable):
 
     def _stop(self, what: str, batch: int | None = None) -> None:
         """Raise, proposing a tenth of the rate; one so low already is more likely too low."""
-        lr = float(self.model.optimizer.learning_rate)
+        lr = learning_rate(self.model.optimizer)
         other = lr / 10 if lr >= 1e-4 or batch is not None else lr * 10
         names = [] if batch is None or self.files is None else list(self.files(self._epoch, batch))
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -143,8 +143,7 @@ class StopOnSignal(Resumable):
             only where no callback of others would take its figures for those of all images.
 
     Attributes:
-        received: number of the first signal, or None. A callback later in the list can look at
-            it in `on_train_batch_end`, save, and raise.
+        received: number of the first signal, or None. `Resume`, later in the list, saves then.
     """
 
     def __init__(self, cut_validation: bool = False) -> None:
@@ -165,6 +164,7 @@ class StopOnSignal(Resumable):
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Start listening, unless the context manager does."""
+        setattr(self.model, SIGNALLED, False)
         self._install()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -174,7 +174,7 @@ class StopOnSignal(Resumable):
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Stop after this step if a signal has come; the last step leaves the epoch whole."""
         if self.received is not None:
-            self.model.stop_training = True
+            self._stop()
             setattr(self.model, CUT, batch + 1 != (self.params or {}).get("steps"))
 
     def on_test_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -186,13 +186,17 @@ class StopOnSignal(Resumable):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Stop after this epoch if a signal came during validation."""
         if self.received is not None:
-            self.model.stop_training = True
+            self._stop()
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Put the previous handlers back, unless the context manager will."""
         setattr(self.model, CUT, False)
         if not self._held:
             self._uninstall()
+
+    def _stop(self) -> None:
+        self.model.stop_training = True
+        setattr(self.model, SIGNALLED, True)
 
     def _install(self) -> None:
         if self._previous or threading.current_thread() is not threading.main_thread():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from .base import Resumable
+from .base import Resumable, learning_rate
 
 
 class History(Resumable):
@@ -41,9 +41,15 @@ class History(Resumable):
         """Add the row and write the file."""
         measured = {name: float(value) for name, value in logs.items()}
         row: dict[str, Any] = {"stage": self.stage, "epoch": len(self.rows) + 1, **measured}
-        row["lr"] = float(self.model.optimizer.learning_rate)
+        row["lr"] = learning_rate(self.model.optimizer)
         row["seconds"] = round(time.perf_counter() - self._begun, 3)
         self.rows.append(row)
+        if self.path is not None:
+            self.write(self.path)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the rows back; the file loses those that came after them."""
+        super().load_state_dict(state)
         if self.path is not None:
             self.write(self.path)
 

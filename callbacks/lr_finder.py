@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import files
 from ..errors import DivergedError, UsageError
+from .base import learning_rate
 from .schedules import Policy
 
 FEW = 10  # steps that say something about a slope
@@ -117,7 +118,7 @@ class LRFinder(Policy):
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Note rate and loss of the step (of several at once: their mean); stop in time."""
         loss = float((logs or {})["loss"])
-        lr = float(self.model.optimizer.learning_rate)
+        lr = learning_rate(self.model.optimizer)
         self.lrs += [lr] * (batch - self._first + 1)
         self.losses += [loss] * (batch - self._first + 1)
         average = _average(self.losses, self.smoothing)

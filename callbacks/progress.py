@@ -54,12 +54,12 @@ class Progress(Resumable):
         self.stream, self.quiet, self.log = stream, quiet, log
         self._bar: Bar | None = None
         self._begun = self._trained = self._drawn = 0.0
-        self._steps = 0
+        self._steps = self._skipped = 0
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Start the clock and, on a terminal, the live line."""
         self._begun = self._trained = time.perf_counter()
-        self._steps = 0
+        self._steps = self._skipped = 0
         console = self._console()
         if self.quiet or not console.is_terminal or console.is_dumb_terminal:
             return
@@ -83,7 +83,8 @@ class Progress(Resumable):
             self._bar.start()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Move the bar."""
+        """Move the bar; a step without logs was done before the run was resumed."""
+        self._skipped = self._skipped if logs else batch + 1
         self._steps = batch + 1
         self._trained = time.perf_counter()
         if self._bar is not None and self._trained - self._drawn >= _REFRESH:
@@ -129,7 +130,8 @@ class Progress(Resumable):
         parts.append(f" {now - self._begun:.1f} s")
         spent = self._trained - self._begun
         if spent > 0:
-            count, unit = (self.images, "img/s") if self.images else (self._steps, "step/s")
+            whole, unit = (self.images, "img/s") if self.images else (self._steps, "step/s")
+            count = whole * (1 - self._skipped / max(1, self._steps))
             parts.append(f"{count / spent:.{0 if count / spent >= 10 else 1}f} {unit}")
         if self.best is not None and self.best.improved:
             parts.append("best *")

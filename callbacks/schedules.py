@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import keras
 
 from ..errors import UsageError
-from .base import Resumable
+from .base import Resumable, learning_rate
 from .monitor import Monitor
 
 
@@ -204,7 +204,7 @@ class ReduceLROnPlateau(Policy):
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Put the reduced rate in force, also after a restart; it never raises a rate."""
         optimizer = self.model.optimizer
-        if self.lr is not None and self.lr < float(optimizer.learning_rate):
+        if self.lr is not None and self.lr < learning_rate(optimizer):
             optimizer.learning_rate = self.lr
 
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
@@ -216,7 +216,7 @@ class ReduceLROnPlateau(Policy):
         elif self.cooling == 0:
             self.wait += 1
         if self.wait >= self.patience:
-            current = float(self.model.optimizer.learning_rate)
+            current = learning_rate(self.model.optimizer)
             self.lr = min(current, max(current * self.factor, self.min_lr))
             self.wait, self.cooling = 0, self.cooldown
 

@@ -24,7 +24,7 @@ import numpy as np
 from .. import files
 from ..data import Data
 from ..data import augment as augmentation
-from ..data.pipeline import batches, identities, sample_weights, surfacing
+from ..data.pipeline import batches, identities, permutation, sample_weights, surfacing
 from ..errors import UsageError
 from ..zoo import graph
 from ..zoo.spec import Preprocess
@@ -96,7 +96,7 @@ class Activations:
 
         def gather(at):
             epoch, step = divmod(int(at), steps)
-            order = np.random.default_rng([seed, epoch]).permutation(n) if shuffle else np.arange(n)
+            order = permutation(n, seed, epoch) if shuffle else np.arange(n)
             chosen = order[step * batch : (step + 1) * batch]
             x = self.take(chosen, (chosen + epoch) % self.views if shuffle else 0)
             return x, self.labels[chosen], self.weights[chosen]
@@ -138,6 +138,7 @@ class Frozen:
         data: images. rule: how they are made.
         augment: level of the views after the first.
         batch: images computed at a time.
+        steady: take the same engine each time, not the one that is faster just now.
         leave: called with the number of images after each batch; raises to give up.
         say: told who is being waited for.
         bar: gives, for a label, a context in which (done, total) images are shown.
@@ -154,13 +155,15 @@ class Frozen:
         *,
         augment: str = "none",
         batch: int = 32,
+        steady: bool = False,
         leave: Callable[[int], None] = lambda images: None,
         say: Callable[[str], None] = lambda line: None,
         bar: Callable[[str], Any] = lambda label: nullcontext(lambda done, total: None),
     ):
         self.bar, self._tell = bar, lambda images: None
         self.model, self.data, self.rule = model, data, rule
-        self.augment, self.batch, self.leave, self.say = augment, batch, leave, say
+        self.augment, self.batch, self.steady = augment, batch, steady
+        self.leave, self.say = leave, say
         self.speed = Speed()
         self._bottoms: dict[str, keras.Model] = {}
         self._shelves: dict[Path, Shelf] = {}
@@ -318,7 +321,7 @@ class Frozen:
         if key not in self._engines:
             outputs = [self.bottom(place).output for place in layers]
             bottom = keras.Model(self.model.input, outputs, name=self.model.name)
-            self._engines[key] = fastest(bottom, batch=self.batch, work=work)
+            self._engines[key] = fastest(bottom, batch=self.batch, work=work, steady=self.steady)
         return self._engines[key]
 
     def _waiting(self) -> None:

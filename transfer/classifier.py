@@ -164,13 +164,16 @@ class Classifier:
         Raises:
             ModelError: `model.no-recipe` if `origin` does not say how the model is built.
         """
+        import keras
+
         create = self._recipe()
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         # Keras insists on this ending, so `files.replacing` cannot be used.
         temporary = directory / f".{os.getpid()}.part.weights.h5"
         try:
-            self.model.save_weights(temporary)
+            # not of the model itself: with it, an optimizer it was compiled with would be saved
+            keras.Model(self.model.inputs, self.model.outputs).save_weights(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             digest = files.sha256(temporary)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ResourceError
+from ..machine import cores
 
 AUTO = "auto"
 
@@ -61,8 +61,7 @@ def prepare(
         scope = tf.distribute.MirroredStrategy(names)
     else:
         scope = tf.distribute.get_strategy()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    words = f"{len(gpus)}x GPU" if gpus else f"{cores}x CPU"
+    words = f"{len(gpus)}x GPU" if gpus else f"{cores()}x CPU"
     return Machine(words, "mixed" if mixed else "fp32", scope, scope.num_replicas_in_sync)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import keras
 import numpy as np
 
 from .. import files
+from ..machine import cores
 
 log = logging.getLogger("dlzoo")
 TOLERANCE = 1e-2  # relative to the largest value of the batch; observed: below 1e-5
@@ -88,13 +88,16 @@ class Engine:
         return answers
 
 
-def frozen(model: keras.Model, *, batch: int = 32, work: float | None = None) -> Engine:
+def frozen(
+    model: keras.Model, *, batch: int = 32, work: float | None = None, steady: bool = False
+) -> Engine:
     """Return what computes `model` in inference mode.
 
     Args:
         model: one image input of known size, one or several outputs.
         batch: images that Keras computes at a time; any number may be given to the engine.
         work: GMACs to be computed in all, if known: little work is not worth converting.
+        steady: choose by what is installed, not by what a measurement says.
     """
     import tensorflow as tf
 
@@ -112,7 +115,7 @@ def frozen(model: keras.Model, *, batch: int = 32, work: float | None = None) ->
     others: dict[str, Compute] = {}
     if convert:
         makers: dict[str, Callable[[], Compute]] = {"litert": lambda: _litert(forward)}
-        if (work or 0) >= LARGE and _installed("onnxruntime", "tf2onnx"):
+        if not steady and (work or 0) >= LARGE and _installed("onnxruntime", "tf2onnx"):
             makers["onnx"] = lambda: _onnx(model, shape)
         for name, make in makers.items():
             try:
@@ -127,12 +130,6 @@ def on_gpu() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.get_visible_devices("GPU"))
-
-
-def threads() -> int:
-    """Return the number of processors this process may use."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return here or 1
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
@@ -180,7 +177,7 @@ def _onnx(model: keras.Model, shape: tuple[int, ...]) -> Compute:
         forward, input_signature=[tf.TensorSpec(shape, tf.float32, name="images")], opset=17
     )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
+    options.intra_op_num_threads = cores()
     session = onnxruntime.InferenceSession(
         content.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -197,6 +194,6 @@ def open_litert(content: bytes) -> Any:
         Interpreter = tf.lite.Interpreter
     with warnings.catch_warnings(), files.stderr_away():  # it logs its delegate there
         warnings.simplefilter("ignore")  # TensorFlow's word on where the class will move
-        interpreter = Interpreter(model_content=content, num_threads=threads())
+        interpreter = Interpreter(model_content=content, num_threads=cores())
         interpreter.allocate_tensors()
     return interpreter

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from ..callbacks import (
     BestModel,
@@ -21,19 +23,22 @@ from ..callbacks import (
     Progress,
     ReduceLROnPlateau,
     Resumable,
+    Resume,
     StopOnDivergence,
     StopOnSignal,
     WarmupCosine,
     chance,
     check_monitor,
 )
+from ..callbacks.resume import build_metrics
 from ..data import Data
 from ..data import augment as augmentation
-from ..data.pipeline import batches, class_weights, sample_weights, surfacing
+from ..data.pipeline import batches, class_weights, permutation, sample_weights, surfacing
 from ..data.records import SPLITS
+from ..errors import ResourceError
 from ..zoo import graph
 from ..zoo.spec import Preprocess
-from . import engine, estimate, probe, state
+from . import engine, estimate, probe
 from .cache import Activations, Frozen
 from .freeze import Split, frozen_part, unfreeze
 from .losses import make_loss, make_metrics, regularize
@@ -42,6 +47,9 @@ from .plan import HEAD_BY_STEPS, LBFGS, Plan, Stage
 from .tail import trainable_view
 
 MONITORS = ("loss", "acc", "val_loss", "val_acc")
+SAMPLE = 4  # batches, to measure what making images costs
+STARVED = 0.5  # of a training step: then the network waits for images more than it computes
+HALVINGS = 4  # batches that are tried before memory counts as too small
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
@@ -54,12 +62,16 @@ class Outcome:
         best: the best monitored value, the epoch (over all stages) and the stage it is from.
         stages: for each stage that ran: trained groups, parameters, where it was cut, seconds.
         interrupted: number of the signal that stopped it, or None.
+        saved: steps of all stages that the newest checkpoint holds.
+        stall: seconds that each checkpoint took.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     interrupted: int | None = None
+    saved: int = 0
+    stall: list[float] = field(default_factory=list)
 
 
 def train(
@@ -71,6 +83,9 @@ def train(
     folder: Path | None = None,
     resume: bool = False,
     use_cache: bool | None = None,
+    save_every: str | int = "auto",
+    deterministic: bool = False,
+    halve: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
     log: Callable[[str], None] | None = None,
@@ -84,6 +99,9 @@ def train(
         folder: of the run; metrics.csv and checkpoints go there. None keeps all in memory.
         resume: go on from the newest checkpoint in `folder`, if there is one.
         use_cache: compute frozen layers once; None: wherever that is estimated to be faster.
+        save_every: training steps or time between checkpoints, see `callbacks.Resume`.
+        deterministic: decide nothing by the clock.
+        halve: where memory runs out, take half of the batch and two such for a step.
         say: called with lines for people: what a stage trains, how long a pass took.
         log: called with the line of each epoch, for a file.
         bar: gives, for a label, a context in which (done, total) images are shown.
@@ -92,11 +110,14 @@ def train(
         UsageError: `train.unknown-monitor`, before anything is computed.
         DivergedError: the loss became NaN or never left chance; the best weights are put
             back first.
+        ResourceError: `resource.oom`; `resume.disk` and `resume.permission` of a checkpoint.
+        ResumeError: `resume.no-valid-checkpoint`, `resume.config-changed`.
     """
     check_monitor(plan.monitor, MONITORS)
     with StopOnSignal(cut_validation=True) as stop:
         progress = Progress(images=data.splits["train"], quiet=quiet, log=log)
-        job = _Training(model, data, plan, rule, folder, use_cache, progress, say, stop, bar)
+        how = _How(use_cache, save_every, deterministic, halve)
+        job = _Training(model, data, plan, rule, folder, how, progress, say, stop, bar)
         return job.run(resume)
 
 
@@ -147,15 +168,22 @@ def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> li
     return found
 
 
+@dataclass(frozen=True)
+class _How:
+    """Arguments of `train` that are handed through."""
+
+    use_cache: bool | None
+    save_every: str | int
+    deterministic: bool
+    halve: bool
+
+
 class _Training:
     """One run through the stages: what they share, and the steps of each."""
 
-    def __init__(self, model, data, plan: Plan, rule, folder, use_cache, progress, say, stop, bar):
+    def __init__(self, model, data, plan: Plan, rule, folder, how: _How, progress, say, stop, bar):
         self.model, self.data, self.plan, self.rule = model, data, plan, rule
-        self.folder, self.use_cache, self.say, self.stop = folder, use_cache, say, stop
-        self.checkpoints = None if folder is None else folder / "ckpt"
-        if self.checkpoints:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.folder, self.how, self.say, self.stop = folder, how, say, stop
         self.best = BestModel(model, monitor=plan.monitor)
         self.history = History(None if folder is None else folder / "metrics.csv")
         self.progress = progress
@@ -166,27 +194,39 @@ class _Training:
             self.weights = class_weights(data, "balanced")
             of_samples = sample_weights(data, "train", self.weights)
         loss, accuracy = chance(labels, of_samples)
-        self.guard = StopOnDivergence(chance_loss=loss, chance_acc=accuracy)
-        self.frozen = Frozen(
-            model, data, rule, augment=plan.augment, leave=self.leave_if_asked, say=say, bar=bar
+        self.guard = StopOnDivergence(
+            chance_loss=loss, chance_acc=accuracy, files=self.images_of_batch
         )
+        self.frozen = Frozen(
+            model, data, rule, augment=plan.augment, steady=how.deterministic,
+            leave=self.leave_if_asked, say=say, bar=bar,
+        )  # fmt: skip
         self.outcome = Outcome()
         self.activations: dict[str, Activations] = {}  # of the stage, by split
-        self.cut: str | None = None  # of the stage
+        self.resume: Resume | None = None
+        self.doing: dict[str, Any] = {}  # of the stage: what a checkpoint must know of it
+        self._batch = 1  # of the stage
         self._places: dict[str, str] | None = None  # by stage
 
     def run(self, resume: bool) -> Outcome:
-        start, first_epoch, checkpoint = 0, 0, None
-        if resume and self.checkpoints and (checkpoint := state.latest(self.checkpoints)):
-            at = state.cursor(checkpoint)
-            start, first_epoch = at["stage"], at["epoch"]
-            self.outcome.stages = at["stages"]
-            state.restore_variables(checkpoint / "model.npz", self.model.variables)
-            self.say(f"resuming in stage {self.plan.stages[start].name}, epoch {first_epoch + 1}")
+        start = 0
+        if self.folder is not None:
+            self.resume = Resume(
+                self.folder / "ckpt",
+                [self.guard, self.best, self.history],
+                every=self.how.save_every,
+                model=self.model,
+                data_goes_on=True,
+                more=lambda: {**self.doing, "stages": self.outcome.stages},
+                say=self.say,
+            )
+        found = self.resume.found if resume and self.resume else None
+        if found:
+            self.doing = found.state["more"]
+            start, self.outcome.stages = self.doing["stage"], self.doing["stages"]
         try:
             for index in range(start, len(self.plan.stages)):
-                self.stage(index, first_epoch if index == start else 0, checkpoint)
-                checkpoint = None
+                self.stage(index, going_on=found is not None and index == start)
                 self.leave_if_asked()
         except KeyboardInterrupt:
             if self.stop.received is None:
@@ -197,6 +237,9 @@ class _Training:
         self.outcome.rows = self.history.rows
         self.outcome.best = {"value": best.best, "epoch": best.epoch, "stage": best.best_stage}
         self.outcome.interrupted = self.stop.received
+        if self.resume:
+            self.outcome.saved = self.resume.found.step if self.resume.found else 0
+            self.outcome.stall = self.resume.stall
         return self.outcome
 
     def leave_if_asked(self, *_: object) -> None:
@@ -204,43 +247,57 @@ class _Training:
         if self.stop.received is not None:
             raise KeyboardInterrupt
 
-    def stage(self, index: int, first_epoch: int, checkpoint: Path | None) -> None:
-        """Freeze, cut, compile and fit one stage."""
-        stage, began = self.plan.stages[index], time.perf_counter()
-        if index and not checkpoint:
-            self.best.restore()  # each stage starts from the best model so far
+    def images_of_batch(self, epoch: int, batch: int) -> list[str]:
+        """Return the names of the images of a training step."""
+        order = permutation(self.data.splits["train"], self.plan.seed, epoch)
+        keys = self.data.keys("train")
+        return [keys[i] for i in order[batch * self._batch : (batch + 1) * self._batch]]
+
+    def stage(self, index: int, going_on: bool) -> None:
+        """Freeze, cut, compile and fit one stage.
+
+        Args:
+            going_on: from the checkpoint found, which is of this stage.
+        """
+        stage, began, resume = self.plan.stages[index], time.perf_counter(), self.resume
+        if not going_on:
+            if index:
+                self.best.restore()  # each stage starts from the best model so far
+            self.doing = {"stage": index, "cut": None, "batch": stage.batch}
         groups = unfreeze(self.model, stage.unfreeze, train_bn=self.plan.train_bn)
         regularize(self.model.layers, self.plan.l1, self.plan.l2)
-        split = frozen_part(self.model) if self.use_cache is not False else None
-        going_on = checkpoint is not None and first_epoch > 0
-        if checkpoint and going_on and not state.cursor(checkpoint)["cut"]:
-            split = None  # as it was begun
-        if stage.optimizer == LBFGS and not self.convex(split):
-            stage = replace(HEAD_BY_STEPS, name=stage.name, unfreeze=stage.unfreeze)
-        if split and self.use_cache is None and not going_on and not self.pays(split, stage):
-            split = None
-        self.cut = split.at if split else None
         facts = {
             "name": stage.name,
             "groups": groups,
             "trainable": sum(math.prod(w.shape) for w in self.model.trainable_weights),
-            "cut": self.cut,
         }
-        steps = math.ceil(self.data.splits["train"] / stage.batch)
-        callbacks = self.callbacks(stage, steps)
-        resumable = [c for c in callbacks if isinstance(c, Resumable) and c is not self.stop]
-        for callback in resumable:
+        split = frozen_part(self.model) if self.how.use_cache is not False else None
+        if stage.optimizer == LBFGS and not self.convex(split):
+            stage = replace(HEAD_BY_STEPS, name=stage.name, unfreeze=stage.unfreeze)
+        if going_on:  # as it was begun
+            split = split if split and split.at == self.doing["cut"] else None
+        elif split and self.how.use_cache is None and not self.how.deterministic:
+            split = split if self.pays(split, stage) else None
+        self.doing["cut"] = split.at if split else None
+        for callback in (self.guard, self.best, self.history, self.progress):
             callback.new_stage(stage.name)
-        if checkpoint:
-            state.restore_callbacks(checkpoint, resumable)
-            self.best.kept = state.read_arrays(checkpoint / "best.npz") or None
-        if first_epoch < stage.epochs and not (checkpoint and _stopped(callbacks)):
+        if resume and not going_on:
+            resume.new_stage(stage.name)
+        epochs = stage.epochs if stage.optimizer != LBFGS else 1
+        if resume and going_on and resume.epoch >= epochs:
+            resume.put_back()
+        else:
             self.say(
                 f"stage {stage.name}: trains {', '.join(groups)}; {facts['trainable']:,} parameters"
                 + (f"; all below {split.at} is computed once" if split else "")
             )
-            self.fit(index, stage, first_epoch, checkpoint, split, callbacks, resumable)
-        facts["seconds"] = round(time.perf_counter() - began, 2)
+            if resume and going_on:
+                at = f"epoch {resume.epoch + 1}, step {resume.batch + 1}"
+                self.say(f"going on in stage {stage.name}, {at}")
+            self.fit_in_memory(stage, split)
+        facts |= {**self.doing, "seconds": round(time.perf_counter() - began, 2)}
+        del facts["stage"]
+        facts.pop("stages", None)
         self.outcome.stages.append(facts)
 
     def convex(self, split: Split | None) -> bool:
@@ -278,50 +335,104 @@ class _Training:
         later = [self._places.get(name) for name in names[names.index(stage.name) :]]
         return list(dict.fromkeys(place for place in later if place))
 
-    def fit(self, index, stage, first_epoch, checkpoint, split: Split | None, callbacks, resumable):
-        """Train what the stage has unfrozen, from `first_epoch` on."""
-        train_set, val_set = self.cached(split, stage) if split else self.live(stage)
+    def fit_in_memory(self, stage: Stage, split: Split | None) -> None:
+        """Fit a stage; where its batch does not fit into memory and may be halved, do so."""
+        begun = self.resume is not None and bool(self.resume.epoch or self.resume.batch)
+        watched = (self.guard, self.best, self.history)
+        states = [(c.state_dict(), c.arrays() if c.arrays_version() else []) for c in watched]
+        weights = self.model.get_weights() if self.how.halve and not begun else None
+        for _ in range(HALVINGS):
+            batch = self.doing["batch"]
+            try:
+                return self.fit(stage, split, batch)
+            except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+                if weights is None or batch < 2:
+                    raise _too_large(batch) from error
+            self.doing["batch"] = batch // 2
+            self.say(f"out of memory with a batch of {batch}: two of {batch // 2} make a step")
+            self.model.set_weights(weights)
+            for callback, (state, arrays) in zip(watched, states, strict=True):
+                callback.load_state_dict(state)
+                callback.load_arrays(arrays)
+            if self.resume:
+                self.resume.new_stage(stage.name)
+        raise _too_large(self.doing["batch"])
+
+    def fit(self, stage: Stage, split: Split | None, batch: int) -> None:
+        """Train what the stage has unfrozen, from where the checkpoint found stands.
+
+        Args:
+            batch: images that are computed at a time; several such make a step of the plan's.
+        """
+        self._batch = batch
+        together = max(1, stage.batch // batch)
+        by_steps = stage.optimizer != LBFGS
+        first = (self.resume.epoch, self.resume.batch) if self.resume else (0, 0)
+        train_set, val_set = self.cached(split, stage, batch) if split else self.live(stage, batch)
         trained = self.model if split is None else split.top
         if split and not engine.on_gpu():  # its shortcuts were measured on CPUs alone
             trained = trainable_view(split.top)
-        by_steps = stage.optimizer != LBFGS
+        steps = math.ceil(self.data.splits["train"] / batch)
         optimizer = make_optimizer(
             stage.optimizer if by_steps else "sgd",
             stage.lr,
             weight_decay=stage.weight_decay,
             multipliers=layer_multipliers(graph.groups(self.model), stage.decay),
+            accumulate=together,
         )
         optimizer.build(trained.trainable_variables)
-        if checkpoint and first_epoch:
-            state.restore_variables(checkpoint / "optimizer.npz", optimizer.variables)
         trained.compile(
             optimizer=optimizer,
             loss=make_loss(self.data.task, self.plan.label_smoothing),
             metrics=make_metrics(self.data.task),
             jit_compile=False,  # XLA makes convolutions several times slower on a CPU
         )
-        if self.checkpoints:
-            epochs = stage.epochs if by_steps else 1
-            callbacks.append(
-                _Checkpointer(self, self.checkpoints, index, epochs, resumable, optimizer)
-            )
+        some = self.data.labels("train")[:1]
+        build_metrics(trained, some, np.zeros_like(some))
+        callbacks = self.callbacks(stage, steps)
+        if self.resume:
+            kept = [c for c in callbacks if isinstance(c, Resumable)]
+            callbacks.append(self.resume.watching(kept))
         if not by_steps:
             self.converge(stage, trained, callbacks)
             return
         with surfacing(self.data):
             trained.fit(
-                train_set(first_epoch),
-                initial_epoch=first_epoch,
+                # of no known length: Keras would count the steps passed over, and end too soon
+                train_set(*first).filter(lambda *batch: True),
+                initial_epoch=first[0],
                 epochs=stage.epochs,
-                steps_per_epoch=math.ceil(self.data.splits["train"] / stage.batch),
+                steps_per_epoch=steps,
                 validation_data=val_set(),
                 callbacks=callbacks,
                 shuffle=False,  # the datasets bring their order along
                 verbose=0,
             )
+            if self.doing["cut"] is None and self.stop.received is None:
+                self.tell_share_of_images(train_set(0, 0), steps)
+
+    def tell_share_of_images(self, images, steps: int) -> None:
+        """Measure what making the images costs of a training step; warn if it is most of it."""
+        if not self.history.rows or self.history.rows[-1]["seconds"] <= 0:
+            return
+        few = iter(images.take(SAMPLE + 1))
+        next(few)  # the first one waits for threads to start
+        began = time.perf_counter()
+        alone = sum(1 for _ in few)
+        if not alone:
+            return
+        of_images = (time.perf_counter() - began) / alone
+        share = min(1.0, of_images / (self.history.rows[-1]["seconds"] / steps))
+        self.doing |= {"images_share": round(share, 3), "starved": share > STARVED}
+        if share > STARVED:
+            self.say(
+                f"train.starved: making the images takes {share:.0%} of a step; a lighter "
+                "--augment, smaller photos or a faster disk would make it shorter"
+            )
 
     def converge(self, stage: Stage, trained: keras.Model, callbacks) -> None:
         """Solve for the last layer; to the callbacks that is one epoch."""
+        # what it comes to is saved as a whole epoch, never as a step inside one
         every = keras.callbacks.CallbackList(callbacks, model=trained, epochs=1, steps=1)
         every.on_train_begin()
         every.on_epoch_begin(0)
@@ -344,7 +455,7 @@ class _Training:
 
     def callbacks(self, stage: Stage, steps: int) -> list[keras.callbacks.Callback]:
         total = stage.epochs * steps
-        policy: keras.callbacks.Callback
+        policy: Resumable
         if stage.schedule == "cosine":
             policy = WarmupCosine(stage.lr, total, round(stage.warmup * total))
         elif stage.schedule == "onecycle":
@@ -354,24 +465,26 @@ class _Training:
         else:
             policy = Constant(stage.lr)
         early = EarlyStopping(self.plan.monitor, patience=stage.patience)
+        for callback in (policy, early):
+            callback.new_stage(stage.name)
         return [self.stop, policy, self.guard, early, self.best, self.history, self.progress]
 
-    def live(self, stage: Stage):
-        """Return the two datasets of images, the first as a function of the first epoch."""
+    def live(self, stage: Stage, batch: int):
+        """Return the two datasets of images, the first as a function of the first step."""
         plan = self.plan
 
-        def train_set(first_epoch):
+        def train_set(epoch, step):
             images = batches(
-                self.data, "train", self.rule, batch=stage.batch, augment=plan.augment,
-                seed=plan.seed, shuffle=True, epochs=stage.epochs, start_epoch=first_epoch,
-                weights=self.weights,
+                self.data, "train", self.rule, batch=batch, augment=plan.augment,
+                seed=plan.seed, shuffle=True, epochs=stage.epochs, start_epoch=epoch,
+                start_step=step, weights=self.weights,
             )  # fmt: skip
-            first = first_epoch * math.ceil(self.data.splits["train"] / stage.batch)
+            first = epoch * math.ceil(self.data.splits["train"] / batch) + step
             return augmentation.mixed(images, plan.mixup, plan.seed, first).prefetch(2)
 
-        return train_set, lambda: batches(self.data, "val", self.rule, batch=stage.batch)
+        return train_set, lambda: batches(self.data, "val", self.rule, batch=batch)
 
-    def cached(self, split: Split, stage: Stage):
+    def cached(self, split: Split, stage: Stage, batch: int):
         """Return the two datasets of activations; falls back on images where disk is short."""
         splits = [name for name in SPLITS if self.data.splits[name]]
         places, frozen = self.places(stage), self.frozen
@@ -382,11 +495,14 @@ class _Training:
             and (stage.views == 1 or frozen.room([split.at], extra))
         ):
             self.say("not enough disk for activations: computing every layer in every epoch")
-            return self.live(stage)
+            self.doing["cut"] = None
+            return self.live(stage, batch)
         # The test photos, too: they are measured on these activations in the end.
         missing = frozen.missing(places, splits)
         missing += frozen.missing([split.at], ["train"], stage.views) if extra else 0
-        work = missing * graph.gmacs(split.bottom)
+        # the same engine however much is there already, if the bits must be the same
+        computed = sum(images.values()) + extra if self.how.deterministic else missing
+        work = computed * graph.gmacs(split.bottom)
         found = {}
         with frozen.passing(f"frozen layers up to {split.at}", missing):
             for name in splits:
@@ -404,55 +520,18 @@ class _Training:
         self.activations = found
         train, val = found["train"], found["val"]
 
-        def train_set(first_epoch):
+        def train_set(epoch, step):
             return train.batches(
-                stage.batch, seed=self.plan.seed, epochs=stage.epochs,
-                start_epoch=first_epoch, shuffle=True, mixup=self.plan.mixup,
+                batch, seed=self.plan.seed, epochs=stage.epochs, start_epoch=epoch,
+                start_step=step, shuffle=True, mixup=self.plan.mixup,
             )  # fmt: skip
 
-        return train_set, lambda: val.batches(max(stage.batch, 64))
+        return train_set, lambda: val.batches(max(batch, 64))
 
 
-class _Checkpointer(keras.callbacks.Callback):
-    """Write a checkpoint after an epoch; stands last, when all others have counted.
-
-    Short epochs are not each worth the writing: there is one every `EVERY` seconds, and one at
-    the end of a stage.
-    """
-
-    EVERY = 20.0
-
-    def __init__(
-        self, training: _Training, folder: Path, index: int, epochs: int, callbacks, optimizer
-    ):
-        super().__init__()
-        self.training, self.folder, self.index, self.epochs = training, folder, index, epochs
-        self.resumable, self.optimizer = callbacks, optimizer
-        self.written = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        training = self.training
-        if training.stop.received is not None:
-            return  # the epoch may be cut short: the checkpoint before it stands
-        last = self.model.stop_training or epoch + 1 == self.epochs
-        if last or time.perf_counter() - self.written > self.EVERY:
-            state.save(
-                self.folder,
-                len(training.history.rows),
-                training.model,
-                self.optimizer,
-                self.resumable,
-                {
-                    "stage": self.index,
-                    "epoch": epoch + 1,
-                    "cut": training.cut,
-                    "stages": training.outcome.stages,
-                },
-                training.best.kept,
-            )
-            self.written = time.perf_counter()
-
-
-def _stopped(callbacks) -> bool:
-    """Say whether early stopping had ended the stage when the checkpoint was written."""
-    return any(isinstance(c, EarlyStopping) and c.stopped for c in callbacks)
+def _too_large(batch: int) -> ResourceError:
+    return ResourceError(
+        "resource.oom",
+        f"out of memory with a batch of {batch} images",
+        fix=f"try --batch {max(1, batch // 2)}, or a smaller --size; checkpoints are kept",
+    )

@@ -95,6 +95,7 @@ def make_optimizer(
     multipliers: Mapping[str, float] | None = None,
     clipnorm: float | None = None,
     ema: float | None = None,
+    accumulate: int = 1,
 ) -> keras.optimizers.Optimizer:
     """Return an optimizer whose one learning rate can be set while it trains.
 
@@ -107,6 +108,7 @@ def make_optimizer(
         multipliers: variable path to factor, see `layer_multipliers`; what is absent has 1.
         clipnorm: the gradient of each variable is cut to this norm.
         ema: decay of a moving average of the weights, 0..1; `fit` ends with the average.
+        accumulate: steps whose gradients are averaged for one update.
 
     Raises:
         UsageError: `train.unknown-optimizer`, `train.lr`.
@@ -128,6 +130,8 @@ def make_optimizer(
     }
     if ema is not None:
         common |= {"use_ema": True, "ema_momentum": ema}
+    if accumulate > 1:
+        common["gradient_accumulation_steps"] = accumulate
     if name in ("adam", "adamw"):
         return LayerwiseAdam(lr, **common)
     momentum = 0.0 if name == "sgd" else float(momentum)

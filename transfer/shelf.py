@@ -25,6 +25,7 @@ import numpy as np
 
 from .. import files
 from ..errors import ResourceError
+from ..units import parse_bytes
 
 FLOAT16 = (-65504.0, 65504.0)
 SHARD = 64 << 20  # bytes; what a kill can lose, and what is held in memory
@@ -177,7 +178,7 @@ def limit() -> int:
     """Return how many bytes all shelves may take: `DLZOO_CACHE_LIMIT`, else a share of the disk."""
     wanted = os.environ.get("DLZOO_CACHE_LIMIT")
     if wanted:
-        return files.parse_bytes(wanted)
+        return parse_bytes(wanted)
     used = sum(entry["bytes"] for entry in entries())
     return int(SHARE * (shutil.disk_usage(files.home()).free + used))
 

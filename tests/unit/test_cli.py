@@ -13,9 +13,10 @@ from pathlib import Path
 import dlzoo
 import numpy as np
 import pytest
-from dlzoo import files, zoo
+from dlzoo import zoo
 from dlzoo.config import FIELDS
 from dlzoo.errors import DataError, DivergedError, GateError, ModelError
+from dlzoo.units import parse_bytes
 from PIL import Image
 
 
@@ -421,4 +422,4 @@ def test_what_earlier_runs_computed_is_listed_and_cleared(call, tmp_path, monkey
     ("text", "size"), [("20G", 20 << 30), ("1.5 MB", 3 << 19), ("7", 7), ("2kib", 2048)]
 )
 def test_sizes_have_units(text, size):
-    assert files.parse_bytes(text) == size
+    assert parse_bytes(text) == size

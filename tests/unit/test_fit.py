@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from dataclasses import replace
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from dlzoo import create_model, load_data
 from dlzoo.data.pipeline import batches
-from dlzoo.transfer import estimate, state
+from dlzoo.transfer import estimate
 from dlzoo.transfer.cache import Frozen
 from dlzoo.transfer.fit import rehearse, train
 from dlzoo.transfer.freeze import frozen_part, unfreeze
@@ -114,7 +115,7 @@ def test_cached_and_live_training_agree(data):
     assert np.abs(cached - live).max() < 0.01 * way
 
 
-def test_the_best_model_of_all_stages_is_kept(data):
+def test_pain_13_the_best_model_of_all_stages_is_kept(data):
     """A second stage that ruins the model must not be what the user gets (PAINS 13)."""
     model = build(pool="avg")
     plan = Plan(
@@ -141,57 +142,6 @@ def test_pain_18_rows_count_epochs_over_all_stages(data, tmp_path):
     assert [row["epoch"] for row in outcome.rows] == [1, 2, 3, 4, 5]
     assert [row["stage"] for row in outcome.rows] == ["a", "a", "b", "b", "b"]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 6
-
-
-class _Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_run_stopped_between_epochs_goes_on_as_if_nothing_had_happened(
-    data, tmp_path, monkeypatch, at
-):
-    """Weights, history and best are those of a run that was never stopped."""
-    plan = Plan((stage("a", "head", epochs=2), stage("b", "C5", epochs=2, lr=1e-4)))
-    whole = build(pool="avg")
-    expected = train(whole, data, plan, rule(whole), folder=tmp_path / "whole", **QUIET)
-
-    monkeypatch.setattr("dlzoo.transfer.fit._Checkpointer.EVERY", 0.0)
-    save, count = state.save, []
-
-    def save_and_stop(*args, **kwargs):
-        save(*args, **kwargs)
-        count.append(1)
-        if len(count) == at:
-            raise _Stop
-
-    model = build(pool="avg")
-    monkeypatch.setattr(state, "save", save_and_stop)
-    with pytest.raises(_Stop):
-        train(model, data, plan, rule(model), folder=tmp_path / "run", **QUIET)
-    monkeypatch.setattr(state, "save", save)
-    again = build(pool="avg", seed=1)  # what it starts from must not matter
-    outcome = train(again, data, plan, rule(again), folder=tmp_path / "run", resume=True, **QUIET)
-    for row, other in zip(expected.rows, outcome.rows, strict=True):
-        assert {**row, "seconds": 0} == {**other, "seconds": 0}
-    assert outcome.best == expected.best
-    for mine, theirs in zip(again.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-
-
-def test_a_torn_checkpoint_is_passed_over(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlzoo.transfer.fit._Checkpointer.EVERY", 0.0)
-    model = build(pool="avg")
-    train(model, data, Plan((stage("a", "head", epochs=3),)), rule(model), folder=tmp_path, **QUIET)
-    newest, previous = sorted((tmp_path / "ckpt").glob("step-*"), reverse=True)
-    assert state.latest(tmp_path / "ckpt") == newest
-    torn = (newest / "model.npz").read_bytes()
-    (newest / "model.npz").write_bytes(torn[: len(torn) // 2])
-    assert state.latest(tmp_path / "ckpt") == previous
-    (previous / "cursor.json").write_text("{}")
-    with pytest.raises(Exception, match=r"resume\.no-valid-checkpoint"):
-        state.latest(tmp_path / "ckpt")
-    assert newest.exists() and previous.exists()
 
 
 def test_a_head_is_fitted_to_convergence(data):
@@ -258,3 +208,22 @@ def test_a_rehearsal_leaves_the_model_as_it_was(data):
     assert [s["name"] for s in stages] == ["a", "b"]
     assert all(np.isfinite(s["loss"]) and s["seconds"] > 0 for s in stages)
     assert stages[0]["trainable"] < stages[1]["trainable"]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_images_that_take_longer_than_the_network_are_told_of(data, monkeypatch, slow):
+    from dlzoo.data.pipeline import _Images
+
+    get = _Images.get
+
+    def wait(self, record):
+        time.sleep(0.05 if slow else 0)
+        return get(self, record)
+
+    monkeypatch.setattr(_Images, "get", wait)
+    said, model = [], build("lenet5", in_chans=3)
+    plan = Plan((stage("all", "all", epochs=2),), taps=())
+    outcome = train(model, data, plan, rule(model), use_cache=False, say=said.append, **QUIET)
+    (facts,) = outcome.stages
+    assert 0 < facts["images_share"] <= 1 and facts["starved"] == slow
+    assert any("train.starved" in line for line in said) == slow

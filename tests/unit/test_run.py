@@ -18,7 +18,6 @@ from dlzoo.errors import (
     DataError,
     ExportError,
     GateError,
-    Interrupted,
     ModelError,
     ResourceError,
     ResumeError,
@@ -191,38 +190,6 @@ def test_resuming_under_other_settings_or_photos_is_refused(photos, tmp_path):
         finetune(data=photos, resume="auto", lr=0.5, **few)
     with pytest.raises(ResumeError, match=r"resume\.config-changed|resume\.data-changed"):
         finetune(data=photos, resume="auto", **few, seed=3)
-
-
-def test_an_interrupted_run_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
-    """Fault 28: the signal ends the epoch, exit 75, and the resumed run is the whole one."""
-    import signal
-
-    from dlzoo.callbacks import History
-
-    settings = {**FAST, "data": photos, "epochs": 6, "patience": 6, "optimizer": "adamw"}
-    whole = finetune(out=str(tmp_path / "whole"), **settings)
-    monkeypatch.setattr("dlzoo.transfer.fit._Checkpointer.EVERY", 0.0)
-    count, record = [], History.epoch_done
-
-    def record_and_signal(self, epoch, logs):
-        record(self, epoch, logs)
-        count.append(epoch)
-        if len(count) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(History, "epoch_done", record_and_signal)
-    monkeypatch.setattr(sys, "argv", ["notebook"])
-    with pytest.raises(Interrupted) as raised:
-        finetune(out=str(tmp_path / "cut"), **settings)
-    monkeypatch.setattr(History, "epoch_done", record)
-    assert raised.value.exit_code == 75 and 'resume="auto"' in raised.value.hint
-    (path,) = (tmp_path / "cut").iterdir()
-    assert load_run(path).status == "interrupted"
-    resumed = finetune(out=str(tmp_path / "cut"), resume="auto", **settings)
-    assert resumed.path == path and resumed.status == "finished"
-    for name in ("predictions_test.csv", "labels.txt", "data_manifest.csv"):
-        assert (path / name).read_text() == (whole.path / name).read_text()
-    assert resumed.metrics["best"] == whole.metrics["best"]
 
 
 def test_pain_35_a_file_put_where_the_error_said_is_used(photos, tmp_path, monkeypatch):

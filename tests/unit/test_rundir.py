@@ -126,3 +126,14 @@ def test_too_little_space_is_found_at_the_start(tmp_path):
         RunDir.check(tmp_path / "runs", need=1 << 60)
     assert caught.value.id == "resource.disk"
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_killed_process_was_writing_is_taken_away(tmp_path):
+    run = RunDir.create(tmp_path, "run", "x")
+    (part := run.path / "ckpt" / ".step-00000003.1.part").mkdir(parents=True)
+    for stale in (run.path / ".metrics.csv.1.part", part / "model.npz"):
+        stale.write_text("half")
+    (run.path / "notes.part").write_text("the user's")
+    with run:
+        names = {path.name for path in run.path.rglob("*")}
+    assert names == {"run.json", ".lock", "ckpt", "notes.part"}

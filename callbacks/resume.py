@@ -1,0 +1,344 @@
+"""Go on after a kill as if nothing had happened: checkpoints in the middle of an epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ..errors import ResumeError, UsageError
+from ..units import parse_seconds
+from .base import CUT, SIGNALLED, Resumable
+from .checkpoint import KEEP, Checkpoint, Checkpoints, Group
+
+INTERVAL = 20.0  # seconds between two checkpoints of `every="auto"`, at least
+SHARE = 0.02  # of the time that they may take
+GROUPS = ("still", "model", "optimizer", "metrics")
+# Keras' own that begin anew in each `fit`, and what does the same here and is saved
+STATEFUL = {
+    keras.callbacks.EarlyStopping: "EarlyStopping",
+    keras.callbacks.ReduceLROnPlateau: "ReduceLROnPlateau",
+    keras.callbacks.ModelCheckpoint: "BestModel(path=...)",
+    keras.callbacks.BackupAndRestore: "Resume alone",
+}
+
+
+class Resume(Resumable):
+    """Write checkpoints while a model is fitted, and go on from the newest one.
+
+    ::
+
+        kept = [EarlyStopping(patience=3), BestModel()]
+        resume = Resume("ckpt", kept)
+        model.fit(images, labels, epochs=20, shuffle=False, initial_epoch=resume.epoch,
+                  callbacks=[*kept, resume])
+
+    A checkpoint has every variable of the model (also BatchNorm's statistics and the state of
+    dropout), the optimizer's slots, step and rate, the sums of the metrics in the middle of an
+    epoch, the state of the callbacks, and where training stands. A fit that goes on inside an
+    epoch calls the callbacks for the steps before that without computing them; what the
+    callbacks of others make of those steps is theirs.
+
+    The result is the same to the last bit where the same steps see the same batches: the order
+    of the data may depend on the number of the epoch and on nothing else, and operations must
+    be deterministic (`tf.config.experimental.enable_op_determinism`).
+
+    Args:
+        folder: of the checkpoints.
+        callbacks: those whose state is saved. They stand before this one in the list of `fit`.
+        every: training steps between two checkpoints, a time such as `"30s"`, or `"auto"`: at
+            least 20 seconds, and so rarely that they take 2 % of the time.
+        model: the full model, where a fit trains a part of it. Default: the one being fitted.
+        keep: checkpoints that stay.
+        data_goes_on: the data given to `fit` begin where `resume.epoch` and `resume.batch` say;
+            else the batches before that are read and dropped.
+        more: gives plain values to save; they come back in `found.state["more"]`.
+        say: told of a damaged checkpoint that is passed over; default: a warning.
+
+    Attributes:
+        found: the checkpoint to go on from, or None.
+        step: training steps done, over all fits.
+        epoch, batch: where to go on, both from 0; `epoch` is past all if training had ended.
+        stall: seconds that writing took, for each checkpoint.
+
+    Raises:
+        ResumeError: `resume.no-valid-checkpoint`; `resume.config-changed` out of `fit`, when the
+            checkpoint is that of another network or optimizer.
+        ResourceError: `resume.disk`, `resume.permission`.
+        UsageError: `resume.callback`, `resume.initial-epoch`, `resume.every`.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+        *,
+        every: str | int = "auto",
+        model: keras.Model | None = None,
+        keep: int = KEEP,
+        data_goes_on: bool = False,
+        more: Callable[[], dict[str, Any]] = dict,
+        say: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=3),
+    ):
+        super().__init__()
+        self.steps_between, self.time_between = _interval(every)
+        self.full_model, self.data_goes_on, self.more = model, data_goes_on, more
+        self.watched = _watched(callbacks)
+        self.checkpoints = Checkpoints(folder, keep=keep, say=say)
+        self.found = self.checkpoints.newest()
+        state = self.found.state if self.found else {}
+        self.step, self.epoch, self.batch = (state.get(n, 0) for n in ("step", "epoch", "batch"))
+        self.stall: list[float] = []
+        self._pending = self.found  # until the fit is where it was
+        self._saved_step, self._saved_at = self.step, time.perf_counter()
+        self._first = self._skip = self._skipped = 0
+        self._sums: list[np.ndarray] = []  # of the metrics, at the end of an epoch's steps
+        self._still = uuid.uuid4().hex
+
+    # -- going on
+
+    def new_stage(self, name: str) -> None:
+        """Begin a stage: its fit starts with its first epoch, whatever was found."""
+        super().new_stage(name)
+        self._pending, self.epoch, self.batch = None, 0, 0
+
+    def watching(self, callbacks: Iterable[keras.callbacks.Callback]) -> Resume:
+        """Save the state of these callbacks from now on."""
+        self.watched = _watched(callbacks)
+        return self
+
+    def put_back(self) -> None:
+        """Give model and callbacks what the checkpoint holds, where no fit is to go on."""
+        if self._pending is not None:
+            self._restore(self._pending, ("still", "model"))
+            self._pending = None
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Put everything back, or see that the disk has room for the checkpoints to come."""
+        self._still = uuid.uuid4().hex
+        self._saved_at = time.perf_counter()
+        if self._pending is None:
+            self.checkpoints.check_room(self._groups())
+            return
+        self._still = self._pending.version("still") or self._still
+        self._restore(self._pending)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Skip the steps of the epoch that were done before."""
+        checkpoint = self._pending
+        if checkpoint is None:
+            self.epoch, self.batch = epoch, 0
+            return
+        if epoch != self.epoch:
+            raise UsageError(
+                "resume.initial-epoch",
+                f"the fit begins with epoch {epoch}, but {self.epoch} are done",
+                where=checkpoint.path,
+                fix="pass initial_epoch=resume.epoch to fit",
+            )
+        self._restore(checkpoint)
+        self._skip = self.batch
+        if not self._skip:
+            self._pending = None
+            return
+        self._compute, self._skipped = self.model.train_function, 0
+        self.model.train_function = self._pass_over
+
+    def _pass_over(self, iterator: Any) -> dict[str, float]:
+        """Stand in for the model's training step, for the steps that were done before."""
+        for _ in range(self.model.steps_per_execution):
+            self._skipped += 1
+            if not self.data_goes_on:
+                images, *rest = next(iterator)
+                if self._skipped == self._skip:
+                    labels, weights = (*rest, None)[:2]
+                    build_metrics(self.model, labels, self.model(images, training=False), weights)
+        if self._skip == (self.params or {}).get("steps") == self._skipped:
+            return self.model.get_metrics_result()  # Keras wants the names of an epoch's logs
+        return {}  # a step without logs was not computed
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Remember the batch; `steps_per_execution` may run several."""
+        self._first = batch
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Count the step; write a checkpoint if it is time for one or the fit is being stopped."""
+        if self._pending is not None:
+            if batch + 1 >= self._skip:
+                self.model.train_function = self._compute
+                self._restore(self._pending)  # the callbacks have counted what was skipped
+                self._pending, self._skipped = None, 0
+            return
+        self.step += batch - self._first + 1
+        self.batch = batch + 1
+        if self.batch == (self.params or {}).get("steps"):
+            # validation uses the same sums; after it, the whole epoch is saved
+            self._sums = [np.asarray(v) for v in self.model.metrics_variables]
+        elif getattr(self.model, SIGNALLED, False) or self._due():
+            self.save()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Write a checkpoint if it is time for one, or if this is the end."""
+        if getattr(self.model, CUT, False):
+            if self._sums and self._pending is None:  # in validation: all steps are done
+                self.save(sums=self._sums)
+            return
+        self._sums = []
+        self.epoch, self.batch = epoch + 1, 0
+        asked = getattr(self.model, SIGNALLED, False)
+        early = self.model.stop_training and not asked
+        last = self.epoch == (self.params or {}).get("epochs")
+        if asked or early or last or self._due():
+            self.save(ended=early)
+
+    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
+        """Leave the model as it was given."""
+        if self._pending is not None and self._skip:
+            self.model.train_function = self._compute
+        self._pending = None
+
+    # -- saving
+
+    def save(self, *, ended: bool = False, sums: Sequence[np.ndarray] | None = None) -> Checkpoint:
+        """Write a checkpoint now.
+
+        Args:
+            ended: training is over; a fit that goes on from here does nothing.
+            sums: of the metrics; default: those of now.
+        """
+        began = time.perf_counter()
+        state = {
+            "step": self.step,
+            "epoch": sys.maxsize if ended else self.epoch,
+            "batch": self.batch,
+            "stage": self.stage,
+            "callbacks": {name: c.state_dict() for name, c in self.watched.items()},
+            "more": self.more(),
+        }
+        self.found = self.checkpoints.save(self.step, self._groups(sums), state)
+        self._saved_step, self._saved_at = self.step, time.perf_counter()
+        self.stall.append(self._saved_at - began)
+        return self.found
+
+    def _due(self) -> bool:
+        if self.steps_between is not None:
+            return self.step - self._saved_step >= self.steps_between
+        wait = self.time_between
+        if wait is None:
+            wait = max(INTERVAL, self.stall[-1] / SHARE if self.stall else 0.0)
+        return time.perf_counter() - self._saved_at >= wait
+
+    def _whole(self) -> keras.Model:
+        return self.model if self.full_model is None else self.full_model
+
+    def _variables(self, name: str) -> list[Any]:
+        """Return the variables of a group; `still` are those that do not change in this fit."""
+        if name == "optimizer":
+            return list(self.model.optimizer.variables)
+        if name == "metrics":
+            return list(self.model.metrics_variables)
+        model = self._whole()
+        still = {id(v) for layer in _leaves(model) if not layer.trainable for v in layer.weights}
+        return [v for v in model.variables if (id(v) in still) == (name == "still")]
+
+    def _groups(self, sums: Sequence[np.ndarray] | None = None) -> dict[str, Group]:
+        def read(variables: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
+            return lambda: [np.asarray(v) for v in variables]
+
+        groups = {name: Group(read(self._variables(name))) for name in GROUPS}
+        groups["still"] = Group(groups["still"].arrays, self._still)
+        if sums is not None:
+            groups["metrics"] = Group(lambda: sums)
+        for name, callback in self.watched.items():
+            if version := callback.arrays_version():
+                groups[name] = Group(callback.arrays, version)
+        return groups
+
+    def _restore(self, checkpoint: Checkpoint, groups: Sequence[str] = GROUPS) -> None:
+        """Put back what a checkpoint holds, as often as something may have changed it."""
+        if "optimizer" in groups:
+            self.model.optimizer.build(self.model.trainable_variables)
+        for name in groups:
+            if name != "metrics" or self._skipped:  # an epoch begins with none
+                file = checkpoint.path / f"{name}.npz"
+                assign(self._variables(name), checkpoint.arrays(name), file)
+        self.stage = checkpoint.state["stage"]
+        for name, callback in self.watched.items():
+            if name in checkpoint.state["callbacks"]:
+                callback.load_state_dict(checkpoint.state["callbacks"][name])
+                callback.load_arrays(checkpoint.arrays(name))
+
+
+def build_metrics(model: keras.Model, labels: Any, answers: Any, weights: Any = None) -> None:
+    """Let a compiled model make its metrics now, not in its first training step.
+
+    Args:
+        labels, answers, weights: of a few images, as the training step would have them.
+    """
+    model.compute_metrics(None, labels, answers, weights)
+    model.reset_metrics()
+
+
+def assign(variables: Sequence[Any], arrays: Sequence[np.ndarray], where: Path) -> None:
+    """Set variables to what was saved of them.
+
+    Raises:
+        ResumeError: `resume.config-changed` if they are not those that were saved.
+    """
+    if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
+        raise ResumeError(
+            "resume.config-changed",
+            "the checkpoint belongs to another network or optimizer",
+            where=where,
+            fix="resume with the settings the run was started with",
+        )
+    for array, variable in zip(arrays, variables, strict=True):
+        variable.assign(array)
+
+
+def _interval(every: str | int) -> tuple[int | None, float | None]:
+    """Return steps or seconds, or neither: as it fits."""
+    if every == "auto":
+        return None, None
+    try:
+        if isinstance(every, str):
+            return None, parse_seconds(every)
+        if every >= 1:
+            return int(every), None
+    except ValueError:
+        pass
+    raise UsageError("resume.every", f"every={every!r}", fix='a number of steps, "30s" or "auto"')
+
+
+def _watched(callbacks: Iterable[keras.callbacks.Callback]) -> dict[str, Resumable]:
+    """Return the callbacks that are saved, by name; refuse those that would forget."""
+    found: dict[str, Resumable] = {}
+    for callback in callbacks:
+        for kind, instead in STATEFUL.items():
+            if isinstance(callback, kind):
+                raise UsageError(
+                    "resume.callback",
+                    f"keras.callbacks.{kind.__name__} forgets its state when it begins a fit",
+                    fix=f"use {instead} of dlzoo.callbacks",
+                )
+        if isinstance(callback, Resumable):
+            name = type(callback).__name__
+            twice = sum(key.split("-")[0] == name for key in found)
+            found[f"{name}-{twice + 1}" if twice else name] = callback
+    return found
+
+
+def _leaves(model: keras.Model) -> Iterable[keras.layers.Layer]:
+    """Yield the layers of a model and of the models in it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer

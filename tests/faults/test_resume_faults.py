@@ -1,0 +1,205 @@
+"""What goes wrong in training and on the way back into it, by the numbers of the fault table.
+
+Kills, torn checkpoints, full disks and signals (28 to 32) have tests in tests/resume, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from dlzoo import finetune, load_run
+from dlzoo.errors import DivergedError, ResourceError, ResumeError
+
+SMALL = {"backbone": "lenet5", "weights": "none", "epochs": 2, "batch": 8, "quiet": True}
+
+
+def arrays(n=60, classes=3):
+    """Return small images whose class is their colour, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % classes
+    x = rng.integers(0, 90, (n, 32, 32, 3)).astype("uint8")
+    x[np.arange(n), :, :, y] += 120
+    return x, y
+
+
+def too_large(monkeypatch, limit: int) -> list[int]:
+    """Let TensorFlow run out of memory for batches above a limit; return those that were tried."""
+    fit, tried = keras.Model.fit, []
+
+    def limited(self, data, *args, **kwargs):
+        size = int(next(iter(data))[0].shape[0])
+        tried.append(size)
+        if size > limit:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return fit(self, data, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", limited)
+    return tried
+
+
+def test_fault_25_out_of_memory_halves_the_batch_and_keeps_the_step(tmp_path, monkeypatch):
+    """The network has no BatchNorm, so steps of twice 8 images are those of 16."""
+    alike = {
+        "lr": 0.05, "optimizer": "sgd", "schedule": "constant", "augment": "none", "dropout": 0.0,
+        "stages": [{"name": "all", "unfreeze": "all", "epochs": 2, "batch": 16}],
+    }  # fmt: skip
+    settings = {k: v for k, v in SMALL.items() if k not in ("epochs", "batch")} | alike
+    plain = finetune(data=arrays(), out=str(tmp_path / "plain"), **settings)
+    tried = too_large(monkeypatch, 8)
+    halved = finetune(data=arrays(), out=str(tmp_path / "halved"), **settings)
+    assert tried == [16, 8]
+    assert [s["batch"] for s in plain.metrics["stages"]] == [16]
+    assert [s["batch"] for s in halved.metrics["stages"]] == [8]
+    assert "out of memory with a batch of 16: two of 8" in (halved.path / "log.txt").read_text()
+    for one, other in zip(
+        plain.classifier.model.get_weights(), halved.classifier.model.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_fault_25_not_for_ever(tmp_path, monkeypatch):
+    tried = too_large(monkeypatch, 0)
+    with pytest.raises(ResourceError, match=r"resource\.oom"):
+        finetune(data=arrays(), out=str(tmp_path), **{**SMALL, "batch": "auto"})
+    assert len(tried) == 4 and tried[0] == 8 * tried[-1]
+
+
+def test_fault_26_out_of_memory_with_a_batch_of_the_users(tmp_path, monkeypatch):
+    too_large(monkeypatch, 4)
+    with pytest.raises(ResourceError, match=r"resource\.oom.*batch of 8") as raised:
+        finetune(data=arrays(), out=str(tmp_path), **SMALL)
+    assert raised.value.exit_code == 5 and "--batch 4" in raised.value.hint
+
+
+def test_fault_27_a_loss_that_is_no_number_stops_with_the_names_of_the_images(tmp_path):
+    with pytest.raises(
+        DivergedError, match=r"train\.diverged.*loss is .* lr .*e\+\d\d at step"
+    ) as r:
+        finetune(data=arrays(), out=str(tmp_path), lr=1e30, optimizer="sgd", **SMALL)
+    assert r.value.exit_code == 6 and "try --lr" in r.value.hint
+    names = r.value.where.split(", ")
+    assert names[0].startswith("image/") and names[-1].endswith("and 3 more")
+    (path,) = tmp_path.iterdir()
+    assert load_run(path).status == "failed"
+
+
+def test_fault_27_a_loss_that_stays_at_chance_stops(tmp_path):
+    rng = np.random.default_rng(1)
+    data = rng.integers(0, 255, (60, 32, 32, 3), "uint8"), np.arange(60) % 3
+    settings = {**SMALL, "epochs": 30, "lr": 1e-9, "augment": "none", "patience": 30}
+    with pytest.raises(DivergedError, match=r"no better than chance for 3 epochs"):
+        finetune(data=data, out=str(tmp_path), **settings)
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """Give the settings of a run that a signal ended in its second epoch."""
+    from dlzoo.callbacks import History
+
+    settings = {**SMALL, "data": arrays(), "out": str(tmp_path), "name": "run", "epochs": 4}
+    real = History.epoch_done
+
+    def signalled(self, epoch, logs):
+        real(self, epoch, logs)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "epoch_done", signalled)
+        with pytest.raises(Exception, match=r"train\.interrupted"):
+            finetune(**settings)
+    return settings
+
+
+def files(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_fault_16_changed_data_is_counted(tmp_path, interrupted):
+    x, y = interrupted["data"]
+    x = x.copy()
+    x[5] = 255 - x[5]
+    before = files(tmp_path / "run")
+    with pytest.raises(ResumeError, match=r"resume\.data-changed.*\+1 -1:") as raised:
+        finetune(**{**interrupted, "data": (x, y)}, resume="auto")
+    assert raised.value.exit_code == 7 and files(tmp_path / "run") == before
+
+
+def test_fault_35_changed_settings_are_named(tmp_path, interrupted):
+    before = files(tmp_path / "run")
+    with pytest.raises(ResumeError, match=r"resume\.config-changed.*lr auto -> 0\.01") as raised:
+        finetune(**interrupted, lr=0.01, resume="auto")
+    assert raised.value.exit_code == 7 and files(tmp_path / "run") == before
+
+
+def test_fault_36_other_versions_go_on_and_say_so(tmp_path, interrupted):
+    path = tmp_path / "run" / "run.json"
+    about = json.loads(path.read_text())
+    about["environment"]["tensorflow"] = "2.0.0"
+    path.write_text(json.dumps(about))
+    run = finetune(**interrupted, resume="auto")
+    assert run.status == "finished"
+    (resumed,) = run.directory.read()["resumed"]
+    assert resumed["bit_exact"] is False
+    assert resumed["changed"] == [f"tensorflow 2.0.0 -> {about['versions']['tensorflow']}"]
+    assert "resume.not-bit-exact: tensorflow 2.0.0" in (run.path / "log.txt").read_text()
+
+
+def test_fault_37_a_finished_run_is_left_as_it_is(tmp_path, interrupted, capsys):
+    finetune(**interrupted, resume="auto")
+    before = files(tmp_path / "run")
+    finetune(**{**interrupted, "quiet": False}, resume="auto")
+    assert "nothing to resume" in (said := capsys.readouterr().err) and "4/4 epochs" in said
+    assert files(tmp_path / "run") == before
+
+
+def test_fault_28_29_37_on_the_command_line(tmp_path):
+    """Ctrl-C, exit 75, the command that the message names, SIGKILL, that command again, and then
+    there is nothing left to do.
+    """
+    from PIL import Image
+
+    for i, (x, y) in enumerate(zip(*arrays(), strict=True)):
+        (folder := tmp_path / "photos" / "rgb"[y]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(folder / f"{i}.png")
+    command = [sys.executable, "-m", "dlzoo"]
+    first = ["finetune", "--data", "photos", "--backbone", "lenet5", "--weights", "none"]
+    first += ["--epochs", "400", "--patience", "400", "--lr", "1e-4", "--save-every", "20"]
+    first += ["--name", "run", "--fail-under", "0.01"]
+
+    def begin(args, number):
+        """Start a command, and send it a signal when it has written some epochs more."""
+        table = tmp_path / "runs" / "run" / "metrics.csv"
+        seen = table.read_text().count("\n") if table.exists() else 0
+        process = subprocess.Popen(
+            [*command, *args], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        while process.poll() is None:
+            if table.exists() and table.read_text().count("\n") > seen + 15:
+                process.send_signal(number)
+                break
+            time.sleep(0.05)
+        return process.wait(60), process.stderr.read()
+
+    code, said = begin(first, signal.SIGINT)
+    assert code == 75, said
+    assert "error[train.interrupted]" in said and "go on with: dlzoo resume runs/run" in said
+    code, said = begin(["resume", "runs/run"], signal.SIGKILL)
+    assert code == -signal.SIGKILL and "going on in stage all, epoch 1" in said
+    # it need not be trained to its end: as if early stopping had come
+    config = tmp_path / "runs" / "run" / "plan.toml"
+    config.write_text(config.read_text().replace("epochs = 400", "epochs = 40"))
+    for expected in ("going on in stage all", "nothing to resume"):
+        done = subprocess.run(
+            [*command, "resume", "runs/run"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and expected in done.stderr, done.stderr
+        assert done.stdout.strip() == "runs/run"

@@ -1,0 +1,345 @@
+"""Runs of dlzoo in processes of their own, which are killed for real.
+
+Importing TensorFlow takes longer than such a run, so a fork server imports it once; nothing of
+it has been used when the processes are forked. Each child is told where to die: it sends itself
+SIGKILL, so nothing of it, no `finally` and no buffer, gets a chance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import hashlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+IMAGES, SIZE, CLASSES = 64, 32, 4
+STAGES = "head:2,C4:2,all:2"
+EVERY = 3
+SETTINGS = {
+    "backbone": "tiny", "weights": "none", "stages": STAGES, "batch": 8, "augment": "medium",
+    "dropout": 0.3, "size": SIZE, "lr": 0.02, "optimizer": "adam", "taps": ["C4"], "seed": 3,
+    "train_bn": True, "deterministic": True, "patience": 2, "save_every": EVERY, "quiet": True,
+    "cache": "on", "val_split": 0.2, "test_split": 0.2, "name": "run",
+}  # fmt: skip
+
+
+def photos():
+    """Return images in classes that differ a little in colour, so that training takes a while."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(IMAGES) % CLASSES
+    images = rng.integers(0, 200, (IMAGES, SIZE, SIZE, 3)).astype("uint8")
+    images[..., 0] += (labels * 9).astype("uint8")[:, None, None]
+    return images, labels
+
+
+def body(x):
+    """A network with everything that keeps state: convolutions, BatchNorm, dropout."""
+    from dlzoo.zoo.blocks import L, conv
+
+    taps = {}
+    for i, width in enumerate((8, 12), start=3):
+        x = conv(x, width, 3, 4, name=f"conv{i}")
+        x = L.BatchNormalization(momentum=0.8, name=f"norm{i}")(x)
+        x = L.Activation("relu", name=f"act{i}")(x)
+        x = taps[f"C{i}"] = L.Dropout(0.1, name=f"drop{i}")(x)
+    return taps
+
+
+@functools.cache
+def register() -> None:
+    """Put the network into the zoo, for this process."""
+    from dlzoo.zoo import registry
+
+    add = registry.family("tiny", body, paper="arXiv:1502.03167", year=2015)
+    add("tiny", params=0, gmacs=0.0, size=SIZE, min_size=8, taps={"C3": 8, "C4": 12})
+
+
+def finetune(out: Path, **settings):
+    """Run the whole job, or go on with it."""
+    import dlzoo
+
+    register()
+    data = dlzoo.load_data(photos(), val_split=0.2, test_split=0.2, seed=3)
+    return dlzoo.finetune(data=data, out=str(out), resume="auto", **{**SETTINGS, **settings})
+
+
+# -- dying
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nth_call(owner: object, name: str, n: int, act=die, after: bool = False) -> None:
+    """Let the n-th call of a function die (or do something else) before or after its work."""
+    real, calls = getattr(owner, name), []
+
+    @functools.wraps(real)
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == n and not after:
+            act(*args)
+        found = real(*args, **kwargs)
+        if len(calls) == n and after:
+            act(*args)
+        return found
+
+    setattr(owner, name, counted)
+
+
+def at_step(n: int, act=die) -> None:
+    """Die after the n-th training step of this process, before anything is saved of it."""
+    from dlzoo.callbacks import StopOnDivergence
+
+    nth_call(StopOnDivergence, "on_train_batch_end", n, act)
+
+
+# -- processes
+
+
+def _child(out: Path, prepare, settings: dict, home: Path) -> None:
+    os.environ["DLZOO_HOME"] = str(home)
+    with (out / "child.txt").open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(os.dup(fd), "wb")) for fd in (1, 2))
+    code = 0
+    try:
+        for plan in prepare:
+            plan()
+        finetune(out, **settings)
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except BaseException as error:
+        traceback.print_exc()
+        code = getattr(error, "exit_code", 99)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@functools.cache
+def server():
+    """Return a fork server that has imported everything and used nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nursery", "dlzoo.run", "dlzoo.transfer.fit", "sklearn.metrics",
+                                    "dlzoo.report.plots", "dlzoo.transfer.classifier"])  # fmt: skip
+    return context
+
+
+def run(out: Path, *prepare, home: Path | None = None, wait: float = 120, **settings) -> int:
+    """Run a child; return its exit code, or minus the signal that ended it.
+
+    Args:
+        out: its folder of runs. prepare: called in the child first; they say where it dies.
+        home: of its cache; default: one of its own in `out`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    process = start(out, *prepare, home=home, **settings)
+    process.join(wait)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(said(out))
+    return process.exitcode
+
+
+def start(out: Path, *prepare, home: Path | None = None, **settings):
+    """Start a child and return its process."""
+    out.mkdir(parents=True, exist_ok=True)
+    process = server().Process(target=_child, args=(out, prepare, settings, home or out / "home"))
+    process.start()
+    return process
+
+
+def said(out: Path) -> str:
+    """Return what the children of a folder printed."""
+    with contextlib.suppress(FileNotFoundError):
+        return (out / "child.txt").read_text()
+    return ""
+
+
+def result(out: Path) -> dict[str, str]:
+    """Return everything a finished run came to, as hashes and text, without times."""
+    folder = out / "run"
+    weights = sorted((folder / "model").glob("*.h5"))
+    assert weights, said(out)
+    import h5py
+
+    digest = hashlib.sha256()
+    with h5py.File(weights[0]) as file:
+        names: list[str] = []
+        file.visit(names.append)
+        for name in sorted(names):
+            if isinstance(file[name], h5py.Dataset):
+                digest.update(name.encode() + np.asarray(file[name]).tobytes())
+    with (folder / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    return {
+        "weights": digest.hexdigest(),
+        "metrics": repr(rows),
+        "predictions": (folder / "predictions_test.csv").read_text(),
+    }
+
+
+# -- where a child dies, or what it forgets: names for the tables of the tests
+
+
+def in_validation(n: int, act=die) -> None:
+    from dlzoo.callbacks import StopOnSignal
+
+    nth_call(StopOnSignal, "on_test_batch_end", n, act)
+
+
+def before_stage(n: int) -> None:
+    from dlzoo.transfer.fit import _Training
+
+    nth_call(_Training, "stage", n)
+
+
+def after_epoch(n: int) -> None:
+    """Die when early stopping has counted and nothing is saved of it."""
+    from dlzoo.callbacks import EarlyStopping
+
+    nth_call(EarlyStopping, "epoch_done", n, after=True)
+
+
+def in_save(n: int, operation: int) -> None:
+    """Die in the n-th checkpoint before its so-manyth fsync, link or rename."""
+    from dlzoo.callbacks.checkpoint import Checkpoints
+
+    real, saves = Checkpoints.save, []
+
+    def save(self, *args):
+        saves.append(1)
+        if len(saves) != n:
+            return real(self, *args)
+        done = []
+        for name in ("fsync", "replace", "link"):
+            kept = getattr(os, name)
+
+            def counted(*args, kept=kept):
+                done.append(1)
+                if len(done) == operation:
+                    die()
+                return kept(*args)
+
+            setattr(os, name, counted)
+        real(self, *args)
+        raise AssertionError(f"a checkpoint has but {len(done)} operations")
+
+    Checkpoints.save = save
+
+
+def in_cache(method: str, n: int) -> None:
+    from dlzoo.transfer import shelf
+
+    nth_call(shelf._Writer, method, n)
+
+
+def in_finish(where: str, n: int = 1, after: bool = False) -> None:
+    """Die in what comes after training."""
+    from dlzoo import export
+    from dlzoo.report import metrics, plots, predictions
+    from dlzoo.rundir import RunDir
+    from dlzoo.transfer.classifier import Classifier
+
+    owner, name = {
+        "save": (Classifier, "save"),
+        "metrics": (metrics, "evaluate"),
+        "predictions": (predictions, "write"),
+        "plots": (plots, "curves"),
+        "export": (export, "export"),
+        "finished": (RunDir, "__exit__"),
+    }[where]
+    nth_call(owner, name, n, after=after)
+
+
+def forget(what: str) -> None:
+    """Leave one thing out when going on: the negative controls."""
+    from dlzoo.callbacks import checkpoint, resume
+
+    real_assign, real_read = resume.assign, checkpoint.Checkpoints._read
+
+    left_out = {
+        "slots": lambda v, file: file == "optimizer" and "learning_rate" not in v.path,
+        "sums": lambda v, file: file == "metrics",
+        "seeds": lambda v, file: "seed" in v.path,
+        "norm": lambda v, file: "moving_" in v.path,
+        "weights": lambda v, file: file == "model" and "kernel" in v.path,
+    }.get(what, lambda v, file: False)
+
+    def assign(variables, arrays, where):
+        pairs = zip(variables, arrays, strict=True)
+        kept = [pair for pair in pairs if not left_out(pair[0], where.stem)]
+        if kept:
+            real_assign(*map(list, zip(*kept, strict=True)), where)
+
+    def read(self, step):
+        found = real_read(self, step)
+        if what in CALLBACKS:
+            del found.state["callbacks"][what]
+        if what == "cursor":
+            found.state["batch"] -= 1
+        return found
+
+    resume.assign, checkpoint.Checkpoints._read = assign, read
+
+
+CALLBACKS = ("WarmupCosine", "BestModel", "History")
+
+
+def parallel_calls(n: int) -> None:
+    import tensorflow as tf
+
+    tf.data.AUTOTUNE = n
+
+
+def signalled(number: int, n: int, times: int = 1) -> None:
+    """Get a signal in the n-th training step."""
+
+    def send(*_):
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    at_step(n, send)
+
+
+def small_files(limit: int) -> None:
+    """Let no file grow beyond a size, as a full disk would, from the second checkpoint on."""
+    import resource
+
+    from dlzoo.callbacks.checkpoint import Checkpoints
+
+    nth_call(
+        Checkpoints, "save", 2,
+        lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+
+
+def two_replicas() -> None:
+    """Split the processor into two devices."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+def term_in_validation(n: int) -> None:
+    """Get a signal in the n-th batch of validation."""
+    in_validation(n, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def figures(out: Path) -> list[dict[str, float]]:
+    """Return the rows of metrics.csv as numbers, without times."""
+    with (out / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if k not in ("seconds", "stage")} for row in rows]

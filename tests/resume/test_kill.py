@@ -1,0 +1,232 @@
+"""Killed at any moment and started again, a run comes to the same to the last bit.
+
+The children are real processes and die of a real SIGKILL (see `nursery`). T0 to T8 are the
+numbers of docs/RELIABILITY.md. The few tests that are not marked `long` are in `make test`.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from functools import partial
+
+import nursery
+import pytest
+from nursery import run
+
+STEPS = 30  # 3 stages of 2 epochs of 5 steps
+long = pytest.mark.long
+
+
+def until_done(out, *deaths, **settings):
+    """Start a run again and again, dying as told; the last time it ends by itself."""
+    for death in deaths:
+        code = run(out, death, **settings)
+        assert code == -signal.SIGKILL, nursery.said(out)
+    assert run(out, **settings) == 0, nursery.said(out)
+    return nursery.result(out)
+
+
+def tidy(out):
+    """Check that nothing is left over of what was interrupted."""
+    rest = [p.name for p in (out / "run").rglob("*") if ".part" in p.name or "ckpt" in p.name]
+    assert not rest
+
+
+def test_t0_control(whole, tmp_path):
+    assert until_done(tmp_path) == whole
+    tidy(tmp_path)
+
+
+FORGET = ["slots", "sums", "seeds", "norm", "weights", "cursor", "WarmupCosine", "BestModel",
+          "History"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(w, marks=[] if w == "cursor" else [long]) for w in FORGET]
+)
+def test_t1_whatever_is_left_out_is_noticed(whole, tmp_path, what):
+    """Step 19 is in the middle of an epoch in which everything trains; so is 16, the last saved."""
+    assert run(tmp_path, partial(nursery.at_step, 19)) == -signal.SIGKILL
+    run(tmp_path, partial(nursery.forget, what))
+    assert nursery.result(tmp_path) != whole
+
+
+POINTS = {
+    "first step": partial(nursery.at_step, 1),
+    "in an epoch": partial(nursery.at_step, 8),
+    "last step of an epoch": partial(nursery.at_step, 15),
+    "first step of a stage": partial(nursery.at_step, 21),
+    "last step of all": partial(nursery.at_step, STEPS),
+    "in validation": partial(nursery.in_validation, 4),
+    "after validation": partial(nursery.after_epoch, 3),
+    "before a stage": partial(nursery.before_stage, 2),
+    "before the last stage": partial(nursery.before_stage, 3),
+    "in the cache, first batch": partial(nursery.in_cache, "add", 1),
+    "in the cache, writing": partial(nursery.in_cache, "close", 2),
+    "saving the model": partial(nursery.in_finish, "save"),
+    "model saved": partial(nursery.in_finish, "save", after=True),
+    "measuring": partial(nursery.in_finish, "metrics", 2),
+    "writing predictions": partial(nursery.in_finish, "predictions"),
+    "drawing": partial(nursery.in_finish, "plots"),
+    "not yet called finished": partial(nursery.in_finish, "finished"),
+    "called finished": partial(nursery.in_finish, "finished", after=True),
+}  # fmt: skip
+SHORT = {"in an epoch", "in validation", "model saved"}
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(p, marks=[] if p in SHORT else [long]) for p in POINTS]
+)
+def test_fault_29_t2_killed(whole, tmp_path, point):
+    assert until_done(tmp_path, POINTS[point]) == whole
+
+
+@long
+@pytest.mark.parametrize("operation", range(1, 13))
+def test_fault_30_t2_killed_between_the_writes_of_a_checkpoint(whole, tmp_path, operation):
+    assert until_done(tmp_path, partial(nursery.in_save, 4, operation)) == whole
+    tidy(tmp_path)
+
+
+@long
+def test_fault_29_t2_killed_in_export(whole, tmp_path):
+    point = partial(nursery.in_finish, "export")
+    assert until_done(tmp_path, point, export=["keras"]) == whole
+    assert list((tmp_path / "run" / "export").glob("*.keras"))
+
+
+@long
+@pytest.mark.parametrize("seed", range(20))
+def test_fault_29_t2b_storm(whole, tmp_path, seed):
+    """Killed every few steps until it is done; never more than a few checkpoints lie about."""
+    rng = random.Random(seed)
+    for _ in range(STEPS):
+        code = run(tmp_path, partial(nursery.at_step, rng.randint(1, 20)))
+        left = list((tmp_path / "run" / "ckpt").glob("step-*"))
+        assert len(left) <= 3
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, nursery.said(tmp_path)
+    assert nursery.result(tmp_path) == whole
+    tidy(tmp_path)
+
+
+@long
+@pytest.mark.parametrize("every", [1, 7, 100])
+def test_t4_how_often_it_is_saved_changes_nothing(whole, tmp_path, every):
+    settings = {"save_every": every}
+    assert until_done(tmp_path, partial(nursery.at_step, 13), **settings) == whole
+
+
+@long
+@pytest.mark.parametrize("calls", [1, 8])
+def test_t4_nor_does_how_many_images_are_made_at_once(whole, tmp_path, calls):
+    assert run(tmp_path, partial(nursery.parallel_calls, calls)) == 0
+    assert nursery.result(tmp_path) == whole
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """Give a run that was killed after some checkpoints."""
+    out = tmp_path_factory.mktemp("cut")
+    assert run(out, partial(nursery.at_step, 19)) == -signal.SIGKILL
+    assert len(list((out / "run" / "ckpt").glob("step-*"))) == 2
+    return out
+
+
+def copy(cut, tmp_path):
+    shutil.copytree(cut, out := tmp_path / "out", symlinks=True)
+    return out, sorted((out / "run" / "ckpt").glob("step-*"))
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    path.unlink()  # a file of two checkpoints is one
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "flipped":
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+
+
+FILES = ["model.npz", "still.npz", "optimizer.npz", "metrics.npz", "BestModel.npz", "state.json",
+         "manifest.json"]  # fmt: skip
+
+
+@long
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("how", ["truncated", "flipped", "gone"])
+def test_fault_31_t5_a_torn_file_costs_one_checkpoint(whole, cut, tmp_path, file, how):
+    if (how == "flipped" and file != "model.npz") or (how == "gone" and file[-4:] == "json"):
+        pytest.skip("each kind of damage once for each kind of file")
+    out, (_, newest) = copy(cut, tmp_path)
+    damage(newest / file, how)
+    assert until_done(out) == whole
+    assert "resume.fallback step 13" in (out / "run" / "log.txt").read_text()
+
+
+def test_fault_31_t5_with_no_whole_checkpoint_nothing_is_touched(cut, tmp_path):
+    out, found = copy(cut, tmp_path)
+    for path in found:
+        damage(path / "model.npz", "truncated")
+    before = sorted(p for path in found for p in path.iterdir())
+    assert run(out) == 7
+    assert "resume.no-valid-checkpoint" in nursery.said(out)
+    assert sorted(p for path in found for p in path.iterdir()) == before
+
+
+@long
+def test_fault_32_t6_a_full_disk_keeps_the_last_good_checkpoint(whole, tmp_path):
+    code = run(tmp_path, partial(nursery.small_files, 4096))
+    assert code == 5 and "resume.disk" in nursery.said(tmp_path)
+    assert not list((tmp_path / "run" / "ckpt").glob(".*"))
+    assert until_done(tmp_path) == whole
+
+
+SIGNALS = [("SIGTERM", 1), ("SIGINT", 1), ("SIGINT", 2), ("SIGHUP", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "step"),
+    [
+        pytest.param(name, times, step, marks=[] if (name, step) == ("SIGTERM", 14) else [long])
+        for name, times in SIGNALS
+        for step in (4, 14, 26)  # one in each stage
+    ],
+)
+def test_fault_28_t7_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, name, times, step):
+    asked = partial(nursery.signalled, getattr(signal, name), step, times)
+    assert run(tmp_path, asked, save_every=100) == 75, nursery.said(tmp_path)
+    assert "train.interrupted" in nursery.said(tmp_path)
+    saved = sorted(int(p.name[5:]) for p in (tmp_path / "run" / "ckpt").glob("step-*"))
+    if times == 1:
+        assert saved[-1] in (step, step + 1)  # the step that was under way is finished
+    else:  # it left at once
+        assert not saved or saved[-1] < step
+    assert until_done(tmp_path, save_every=100) == whole
+
+
+@long
+def test_fault_28_t7_a_signal_in_validation_loses_no_step(whole, tmp_path):
+    asked = partial(nursery.term_in_validation, 4)
+    assert run(tmp_path, asked, save_every=100) == 75
+    assert (tmp_path / "run" / "ckpt" / "step-00000010").is_dir()
+    assert until_done(tmp_path, save_every=100) == whole
+
+
+@long
+def test_t8_two_replicas_go_on_as_well(tmp_path):
+    """On two devices sums are added in an order of their own: equal to a tolerance."""
+    mirrored = {"strategy": "mirrored", "train_bn": False}  # each replica has its own statistics
+    results = []
+    for out, deaths in ((tmp_path / "a", ()), (tmp_path / "b", (13, 5))):
+        for step in deaths:
+            dying = [nursery.two_replicas, partial(nursery.at_step, step)]
+            assert run(out, *dying, **mirrored) == -signal.SIGKILL, nursery.said(out)
+        assert run(out, nursery.two_replicas, **mirrored) == 0, nursery.said(out)
+        results.append(nursery.figures(out))
+    whole, resumed = results
+    assert len(whole) == len(resumed) == 6
+    for one, other in zip(whole, resumed, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)

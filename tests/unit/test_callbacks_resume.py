@@ -1,0 +1,194 @@
+"""`Resume` with a plain Keras model and `fit`: for those who use nothing else of dlzoo."""
+
+import os
+import shutil
+import signal
+
+import keras
+import numpy as np
+import pytest
+from dlzoo.callbacks import BestModel, EarlyStopping, Resume, StopOnSignal, WarmupCosine
+from dlzoo.errors import ResourceError, ResumeError, UsageError
+
+EPOCHS, STEPS = 4, 6
+
+
+class _Killed(Exception):
+    pass
+
+
+class KillAt(keras.callbacks.Callback):
+    """Ends the fit after so many steps, before anybody can save."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= bool(logs)  # a step that was passed over has none
+        if self.left == 0:
+            raise _Killed
+
+
+def build(seed=0, steps_per_execution=1):
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(8, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.4),
+            layers.Dense(3),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"], steps_per_execution=steps_per_execution)
+    return model
+
+
+def samples():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(48, 5)).astype("float32")
+    return x, (x[:, 0] * 3).astype(int) % 3
+
+
+def fit(model, folder, *, kill=None, epochs=EPOCHS, patience=9, **options):
+    kept = [WarmupCosine(0.05, EPOCHS * STEPS), EarlyStopping(patience=patience), BestModel()]
+    resume = Resume(folder, kept, every=2, **options)
+    x, y = samples()
+    first = [KillAt(kill)] if kill else []
+    history = model.fit(
+        x, y, batch_size=8, epochs=epochs, initial_epoch=resume.epoch, shuffle=False, verbose=0,
+        validation_data=(x[:16], y[:16]), callbacks=[*first, *kept, resume],
+    )  # fmt: skip
+    return history.history, kept, resume
+
+
+def state(model):
+    return [np.asarray(v) for v in (*model.variables, *model.optimizer.variables)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    model = build()
+    history, kept, _ = fit(model, tmp_path_factory.mktemp("whole"))
+    return state(model), history, [callback.state_dict() for callback in kept]
+
+
+@pytest.mark.parametrize("step", [1, 3, 6, 7, 12, 17])
+def test_a_fit_goes_on_in_the_middle_of_an_epoch(whole, tmp_path, step):
+    expected, whole_history, states = whole
+    with pytest.raises(_Killed):
+        fit(build(), tmp_path, kill=step)
+    model = build(seed=1)  # what it starts from does not matter once something is saved
+    if step < 3:
+        model = build()
+    history, kept, resume = fit(model, tmp_path)
+    assert resume.step == EPOCHS * STEPS
+    for mine, theirs in zip(state(model), expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert [callback.state_dict() for callback in kept] == states
+    for name, values in history.items():
+        assert values == whole_history[name][-len(values) :], name
+
+
+def test_several_steps_in_one_execution(tmp_path):
+    whole = build(steps_per_execution=2)
+    fit(whole, tmp_path / "whole")
+    with pytest.raises(_Killed):
+        fit(build(steps_per_execution=2), tmp_path / "cut", kill=5)
+    model = build(seed=1, steps_per_execution=2)
+    fit(model, tmp_path / "cut")
+    for mine, theirs in zip(state(model), state(whole), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_going_on_from_the_wrong_epoch_is_an_error(tmp_path):
+    with pytest.raises(_Killed):
+        fit(build(), tmp_path, kill=9)
+    resume = Resume(tmp_path)
+    assert (resume.epoch, resume.batch) == (1, 2)
+    x, y = samples()
+    with pytest.raises(UsageError, match=r"resume\.initial-epoch.*begins with epoch 0, but 1"):
+        build().fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[resume])
+
+
+def test_another_network_is_refused(tmp_path):
+    with pytest.raises(_Killed):
+        fit(build(), tmp_path, kill=9)
+    other = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    other.compile("adam", build().loss)
+    with pytest.raises(ResumeError, match=r"resume\.config-changed"):
+        fit(other, tmp_path)
+
+
+def test_after_early_stopping_nothing_is_left_to_do(tmp_path):
+    history, _, _ = fit(build(), tmp_path, patience=1, epochs=50)
+    assert 1 < len(history["loss"]) < 50
+    model = build(seed=1)
+    again, _, _ = fit(model, tmp_path, patience=1, epochs=50)
+    assert not again
+
+
+def test_a_signal_saves_and_is_no_end(tmp_path, whole):
+    stop = StopOnSignal()
+
+    class Send(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def going(*more):
+        kept = [stop, WarmupCosine(0.05, EPOCHS * STEPS), EarlyStopping(patience=9), BestModel()]
+        resume = Resume(tmp_path, kept, every=100)
+        x, y = samples()
+        model = build()
+        model.fit(
+            x, y, batch_size=8, epochs=EPOCHS, initial_epoch=resume.epoch, shuffle=False,
+            verbose=0, validation_data=(x[:16], y[:16]), callbacks=[*more, *kept, resume],
+        )  # fmt: skip
+        return model
+
+    going(Send())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    for mine, theirs in zip(state(going()), whole[0], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_what_stands_still_is_written_once(tmp_path):
+    model = build()
+    model.layers[0].trainable = False
+    model.compile("adam", model.loss)
+    fit(model, tmp_path)
+    first, second = sorted(tmp_path.iterdir())
+    assert (first / "still.npz").stat().st_ino == (second / "still.npz").stat().st_ino
+    assert (first / "model.npz").stat().st_ino != (second / "model.npz").stat().st_ino
+    shutil.rmtree(first)  # the other does not need it
+    assert Resume(tmp_path).found
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.EarlyStopping(),
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.ModelCheckpoint("best.keras"),
+    ],
+)
+def test_callbacks_that_forget_are_refused(tmp_path, callback):
+    with pytest.raises(UsageError, match=r"resume\.callback.*forgets its state"):
+        Resume(tmp_path, [callback])
+
+
+@pytest.mark.parametrize("every", [0, -1, "often", "3d"])
+def test_an_interval_must_make_sense(tmp_path, every):
+    with pytest.raises(UsageError, match=r"resume\.every"):
+        Resume(tmp_path, every=every)
+
+
+def test_a_disk_too_small_is_found_before_training(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ResourceError, match=r"resume\.disk.*need 0 MB, free 0 MB"):
+        fit(build(), tmp_path / "ckpt")

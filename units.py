@@ -1,0 +1,24 @@
+"""Sizes and times as people write them."""
+
+from __future__ import annotations
+
+import re
+
+_BYTES = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that `20G`, `500 MB` or `1048576` means; raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(I?B)?", text.strip().upper())
+    if not found:
+        raise ValueError(f"{text!r} is no size such as 20G")
+    return int(float(found[1]) * 1024 ** _BYTES[found[2]])
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds that `90s`, `10m` or `1.5h` are; raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([smh]?)", text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is no time such as 10m")
+    return float(found[1]) * _SECONDS[found[2]]
