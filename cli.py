@@ -349,15 +349,26 @@ def data() -> None:
 
 @data.command(cls=DataSettings)
 @click.argument("source")
+@click.option("--report", metavar="FILE", help="Write every odd file and the reason: .csv.")
 @json_option
-def check(source: str, as_json: bool, **flags: Any) -> None:
+def check(source: str, report: str | None, as_json: bool, **flags: Any) -> None:
     """Read every photo and report counts, splits and problems."""
     from .config import resolve
 
     config = resolve(flags, env=os.environ).config
     from .data import load_data
+    from .data.catalogue import write_problems
 
-    loaded = load_data(source, **config.of_data())
+    problems: Sequence[Any] = ()
+    try:
+        loaded = load_data(source, **config.of_data())
+        problems = loaded.problems
+    except DataError as error:  # then the list is needed most
+        problems = error.problems
+        raise
+    finally:
+        if report:
+            write_problems(report, problems)
     if as_json:
         console.out_json(loaded.summary())
         return

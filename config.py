@@ -100,7 +100,7 @@ class FinetuneConfig(BaseModel):
         "efficientnet_lite0", "model to start from, as in `dlzoo list`", "NAME[.TAG]"
     )
     weights: PathText = setting(
-        "auto", "checkpoint tag, a file, or none: from scratch", "TAG|FILE|none"
+        "auto", "checkpoint tag, a file, a run, or none: from scratch", "TAG|FILE|RUN|none"
     )
     preset: Literal["fast", "balanced", "best"] = setting(
         "balanced", "recipe that fills in what is left on auto"

@@ -8,7 +8,8 @@ same text.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 # Exit codes of the command line; the errors below carry theirs.
 OK, BUG, USAGE, DATA, MODEL, RESOURCE, DIVERGED, RESUME, EXPORT, GATE = range(10)
@@ -69,9 +70,14 @@ class UsageError(DlzooError):
 
 
 class DataError(DlzooError):
-    """The data cannot be used as given (exit 3)."""
+    """The data cannot be used as given (exit 3).
+
+    Attributes:
+        problems: what else was found odd about it, as in `Data.problems`.
+    """
 
     exit_code = DATA
+    problems: Sequence[Any] = ()
 
 
 class ModelError(DlzooError):

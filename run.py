@@ -26,7 +26,10 @@ CHECKED = 64  # images an export is compared on
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one photo: `top` holds (class, probability), the best first."""
+    """The answer for one photo: `top` holds (class, probability), the best first.
+
+    `path` is `<ndarray>` or `<bytes>` for a photo that was no file.
+    """
 
     path: str
     error: str | None
@@ -138,27 +141,29 @@ class Run:
         """Name what photos show.
 
         Args:
-            photos: one file, or several. topk: classes to give for each.
+            photos: one photo, or several: paths, contents of image files, or RGB arrays
+                (height, width, 3) in 0..255. topk: classes to give for each.
 
         Returns:
             One :class:`Prediction` a photo, in order; an unreadable one has its `error` set.
         """
-        single = isinstance(photos, (str, Path))
+        single = isinstance(photos, (str, Path, bytes)) or getattr(photos, "ndim", 4) < 4
         return list(self.predict_stream([photos] if single else photos, topk))
 
     def predict_stream(
-        self, photos: Iterable[str | Path], topk: int = 5, batch: int = 32
+        self, photos: Iterable[Any], topk: int = 5, batch: int = 32
     ) -> Iterator[Prediction]:
         """Give the predictions one by one, reading ahead no more than two batches."""
         from .data.pipeline import load_image
 
         rule = self.classifier.preprocess
 
-        def load(path):
+        def load(photo):
+            name = str(photo) if isinstance(photo, (str, Path)) else f"<{type(photo).__name__}>"
             try:
-                return str(path), load_image(path, rule)
+                return name, load_image(photo, rule)
             except DlzooError as error:
-                return str(path), error
+                return name, error
 
         rest = iter(photos)
         with ThreadPoolExecutor() as pool:

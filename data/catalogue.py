@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +192,13 @@ class Data:
 
     def write_problems(self, path: Path | str) -> None:
         """Write path, reason and action of everything odd."""
-        rows = [(p.path, p.reason, p.action) for p in self.problems]
-        table.write_csv(path, ("path", "reason", "action"), rows)
+        write_problems(path, self.problems)
+
+
+def write_problems(path: Path | str, problems: Iterable[Problem]) -> None:
+    """Write path, reason and action of everything odd; data that was refused has it, too."""
+    rows = [(p.path, p.reason, p.action) for p in problems]
+    table.write_csv(path, ("path", "reason", "action"), rows)
 
 
 def printable(text: str) -> str:

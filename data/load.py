@@ -66,42 +66,47 @@ def load_data(
             `data.one-class`, `data.class-too-small`, `data.class-name-clash`,
             `data.unknown-class`, `data.too-many-bad`, `data.duplicates`, `data.split`,
             `data.split-file`, `data.csv`, `data.labels`, `data.range`, `data.task`,
-            `data.unsafe-archive`, `data.offline`; the message says what to do.
+            `data.unsafe-archive`, `data.offline`; the message says what to do, and `problems`
+            what was found odd before.
         UsageError: an argument that makes no sense.
     """
     _check_arguments(task, val_split, test_split, on_bad_image, max_bad, max_pixels)
     if isinstance(ignore_classes, str):
         ignore_classes = (ignore_classes,)
     found = _open(source, classes)
-    _ignore(found, ignore_classes)
-    _check_names(found)
-    files_of = Counter(label for record in found.records for label in record.labels)
-    scan(
-        found,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        max_bad=max_bad,
-        progress=progress,
-    )
-    if split_file is not None:
-        bad = {p.path for p in found.problems}
-        apply_split_file(found, existing(Path(split_file)), bad)
-    given = {record.split for record in found.records} - {None}
-    names = _classes(found, given)
-    _check_sizes(found, names, files_of, given, val_split, test_split)
-    split_records(found.records, val_split, test_split, seed)
-    _check_splits(found, names, given)
-    _check_duplicates(found, given, strict)
-    return Data(
-        found.name,
-        found.records,
-        names,
-        _task(task, names, found.multilabel),
-        problems=found.problems,
-        flip=found.flip,
-        root=found.root,
-        max_pixels=max_pixels,
-    )
+    try:
+        _ignore(found, ignore_classes)
+        _check_names(found)
+        files_of = Counter(label for record in found.records for label in record.labels)
+        scan(
+            found,
+            on_bad_image=on_bad_image,
+            max_pixels=max_pixels,
+            max_bad=max_bad,
+            progress=progress,
+        )
+        if split_file is not None:
+            bad = {p.path for p in found.problems}
+            apply_split_file(found, existing(Path(split_file)), bad)
+        given = {record.split for record in found.records} - {None}
+        names = _classes(found, given)
+        _check_sizes(found, names, files_of, given, val_split, test_split)
+        split_records(found.records, val_split, test_split, seed)
+        _check_splits(found, names, given)
+        _check_duplicates(found, given, strict)
+        return Data(
+            found.name,
+            found.records,
+            names,
+            _task(task, names, found.multilabel),
+            problems=found.problems,
+            flip=found.flip,
+            root=found.root,
+            max_pixels=max_pixels,
+        )
+    except DataError as error:
+        error.problems = found.problems
+        raise
 
 
 def _check_arguments(
@@ -252,7 +257,10 @@ def _check_sizes(
         where = source.root / name if source.root and not given else source.root or source.name
         if images[name] < 3:
             bad = files_of[name] - images[name]
-            detail = f" ({files_of[name]} files, {bad} unreadable: see data_report.csv)"
+            detail = (
+                f" ({files_of[name]} files, {bad} unreadable: `dlzoo data check --report FILE` "
+                "lists them)"
+            )
             noun = "image" if images[name] == 1 else "images"
             raise DataError(
                 "data.class-too-small",
@@ -304,7 +312,7 @@ def _check_duplicates(source: Source, given: Collection[str | None], strict: boo
     if strict and serious:
         raise DataError(
             "data.duplicates",
-            f"{len(serious)} images occur under two labels or in two splits, such as "
+            f"images under two labels or in two splits: {len(serious)}, such as "
             f"{serious[0].path!r}: {serious[0].reason}",
             where=source.root or source.name,
             fix="remove one of each, or leave out --strict-data",

@@ -84,7 +84,7 @@ def scan(
             f"{len(bad)} of {images} images ({len(bad) / images:.0%}) cannot be used, more than "
             f"{max_bad:.0%}: {shown}",
             where=source.root or source.name,
-            fix="repair or remove them; `dlzoo data check` lists all of them",
+            fix="repair or remove them; `dlzoo data check --report FILE` lists all of them",
         )
 
 

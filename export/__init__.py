@@ -52,8 +52,7 @@ def check_formats(formats: Iterable[str], quantize: str | None = None) -> None:
         if missing:
             raise UsageError(
                 "export.package",
-                f"{name} needs {' and '.join(missing)}, which "
-                f"{'is' if len(missing) == 1 else 'are'} not installed",
+                f"{name} needs packages that are not installed: {', '.join(missing)}",
                 fix=f'pip install "dlzoo[{FORMATS[name].extra}]"',
             )
     if quantize and not any(quantize in FORMATS[name].quantize for name in formats):

@@ -59,6 +59,23 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(summary(worst))
 
 
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Give a function that runs `dlzoo ...` in this process: (exit code, stdout, stderr)."""
+    from dlzoo import cli
+
+    monkeypatch.setenv("DLZOO_OFFLINE", "")  # what `--offline` sets ends with the test
+    for name in [n for n in os.environ if n.startswith("DLZOO_") and n != "DLZOO_HOME"]:
+        monkeypatch.delenv(name)
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(arg) for arg in argv])
+        return (done.value.code, *capsys.readouterr())
+
+    return run
+
+
 class FileServer(ThreadingHTTPServer):
     """Serves one file on 127.0.0.1, and can be told to serve it badly.
 

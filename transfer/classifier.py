@@ -15,6 +15,8 @@ import numpy as np
 
 from .. import __version__, files
 from ..errors import DlzooError, ModelError
+from ..zoo.from_run import JSON, WEIGHTS, not_a_run
+from ..zoo.from_run import preprocess as as_preprocess
 from ..zoo.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of model.json; raised when older readers would misunderstand it
 CHECKED = 16  # images on which cached activations are compared with the whole model
 AGREE = 2e-2  # of the largest logit; float16 activations were seen to move it by 1e-3
-JSON, WEIGHTS, LABELS = "model.json", "model.weights.h5", "labels.txt"
+LABELS = "labels.txt"
 
 
 def versions() -> dict[str, str]:
@@ -215,7 +217,7 @@ class Classifier:
         """
         directory = Path(directory)
         if not (directory / JSON).is_file():
-            raise _not_a_run(directory)
+            raise not_a_run(directory)
         try:
             saved = json.loads((directory / JSON).read_text("utf-8"))
             expected = saved["weights_sha256"]
@@ -236,7 +238,7 @@ class Classifier:
                 fix="copy the whole directory again, or train again",
             )
         try:
-            preprocess = _preprocess(saved["preprocess"])
+            preprocess = as_preprocess(saved["preprocess"])
             model = rebuild(saved["create"], preprocess)
             model.load_weights(directory / WEIGHTS)
             # Keras leaves what it does not find in the file as it is, with a warning at best.
@@ -279,25 +281,6 @@ def _digest(model: keras.Model) -> str:
     """Return a hash of all variables, whatever the layout of the file they were in."""
     hashes = [files.sha256(np.ascontiguousarray(w).tobytes()) for w in model.get_weights()]
     return files.sha256("".join(hashes).encode())
-
-
-def _preprocess(saved: dict) -> Preprocess:
-    return Preprocess(**saved | {"mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
-
-
-def _not_a_run(directory: Path) -> ModelError:
-    if not (directory / "saved_model.pb").is_file():
-        message = f"there is no {JSON} here, so this is no model of a run"
-        return ModelError(
-            "model.not-a-run", message, where=directory, fix="give the model/ directory of a run"
-        )
-    runs = [up for up in directory.resolve().parents if (up / "model" / JSON).is_file()]
-    return ModelError(
-        "model.not-a-run",
-        "an exported SavedModel answers but cannot be trained further or exported again",
-        where=directory,
-        fix=f"give {runs[0]}" if runs else "give the run directory it was exported from",
-    )
 
 
 def _unreadable(saved: dict, directory: Path, error: Exception) -> DlzooError:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import UsageError, nearest
 from .blocks import PADDINGS, L, native_groups
+from .from_run import RUN
 from .graph import NORMALIZE, Built, layer_of
 from .load import as_path, load, row_for_file
 from .registry import resolve, variants
@@ -52,7 +53,8 @@ def create_model(
             differs from the weights', the logits layer starts fresh and all else is loaded.
             0 builds the headless backbone: its last feature map, pooled if `pool` is given.
         weights: None (random), a tag, True (the variant's first checkpoint), `hf://...`, or the
-            path of a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras` file.
+            path of a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras` file, or of a run of
+            dlzoo: its preprocessing comes along, and its logits if there are as many classes.
         input_shape: `size`, `(height, width)` or `(height, width, channels)` in pixels.
         in_chans: image channels. With weights made for RGB, 1 sums the first kernel over its
             channels; other numbers repeat it.
@@ -157,7 +159,8 @@ def create_model(
         _penalise(model, keras.regularizers.L1L2(l1, l2))
     if row and not preset:
         file = path or locate(row, variant.name, offline=offline, progress=progress)
-        load(model, variant, row, file, sure=preprocess is not None)
+        sure = preprocess is not None or row.origin == RUN
+        load(model, variant, row, file, sure=sure)
     return model
 
 

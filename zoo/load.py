@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import ModelError
 from . import checkpoints
+from .from_run import row_for_run, weights_of
 from .graph import NORMALIZE, built, sources, weighted
 from .spec import Preprocess, Variant, Weights
 
@@ -270,12 +271,14 @@ def _fit_channels(arrays, rule: Preprocess, shape):
 
 
 def as_path(weights: object) -> Path | None:
-    """Take `weights` as a file if it looks like one, and say so if it is not there."""
+    """Take `weights` as a file, or a run, if it looks like one; say so if it is not there."""
     if not isinstance(weights, (str, Path)) or not (
         isinstance(weights, Path) or "/" in weights or weights.endswith(_FILES)
     ):
         return None
     path = Path(weights).expanduser()
+    if path.is_dir():
+        return weights_of(path)
     if not path.is_file():
         raise ModelError("model.file-missing", "there is no such weights file", where=path)
     return path
@@ -286,6 +289,8 @@ _FILES = (".pth", ".pt", ".safetensors", ".h5", ".keras")
 
 def row_for_file(variant: Variant, row: Weights | None, path: Path) -> Weights:
     """Take a user's file for a checkpoint of the variant that is stored in the same way."""
+    if of_run := row_for_run(variant, path):
+        return of_run
     reader = "keras" if path.suffix in (".h5", ".keras") else "torch"
     same = [w for w in variant.weights if w.reader == reader]
     if row or same:

@@ -51,7 +51,7 @@ def classifier(request):
 
 
 @pytest.mark.parametrize("format", INSTALLED)
-def test_it_answers_as_keras_does(classifier, tmp_path, format):
+def test_pain_01_29_it_answers_as_keras_does(classifier, tmp_path, format):
     made, photos = classifier
     assert np.ptp(photos.expected, axis=0).max() > 1e-3  # the photos make a difference
     path = tmp_path / export.file_name(format, export.Options())
@@ -63,7 +63,7 @@ def test_it_answers_as_keras_does(classifier, tmp_path, format):
 
 
 @pytest.mark.parametrize("format", [f for f in INSTALLED if f != "savedmodel"])
-def test_it_takes_a_fixed_batch(classifier, tmp_path, format):
+def test_pain_30_it_takes_a_fixed_batch(classifier, tmp_path, format):
     made, photos = classifier
     asked = export.Options(batch=2)
     path = tmp_path / export.file_name(format, asked)

@@ -60,7 +60,7 @@ def test_same_outputs_with_the_published_weights(name, close):
     assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
 
 
-def test_12_from_the_photograph_to_the_logits():
+def test_12_pain_36_from_the_photograph_to_the_logits():
     """Resizing is the one step where libraries differ: Pillow rounds between its two passes."""
     model = zoo.create_model("efficientnet_lite0.tf_in1k")
     pixels = load_image(GOLDEN / "photo.jpg", graph.built(model).preprocess)

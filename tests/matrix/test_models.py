@@ -188,7 +188,7 @@ def test_07_freezing(restored, images):
 
 
 @varied
-def test_08_keras_file_keeps_outputs_and_frozen_layers(restored, images, tmp_path):
+def test_08_pain_21_keras_file_keeps_outputs_and_frozen_layers(restored, images, tmp_path):
     model = restored
     first = next(iter(graph.groups(model).values()))
     for layer in first:

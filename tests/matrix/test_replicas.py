@@ -15,7 +15,7 @@ OTHERS = [name for name in zoo.list_models() if name not in DEFAULT.split()]
 
 
 @pytest.mark.parametrize("names", rows([DEFAULT, *OTHERS], [DEFAULT]))
-def test_two_replicas_train_as_one_device(names):
+def test_pain_10_two_replicas_train_as_one_device(names):
     program = Path(__file__).with_name("replicas.py")
     done = subprocess.run([sys.executable, program, *names.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

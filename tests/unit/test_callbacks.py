@@ -124,7 +124,7 @@ def test_an_unknown_monitor_is_an_error_in_the_first_epoch(kind):
     assert seen == [0]
 
 
-def test_check_monitor_before_training():
+def test_pain_11_check_monitor_before_training():
     check_monitor("val_acc", ["loss", "val_acc"])
     with pytest.raises(UsageError, match="did you mean 'val_acc'"):
         check_monitor("val_accc", ["loss", "val_acc"])
@@ -246,7 +246,7 @@ def test_plateau_survives_a_restart_but_a_stage_has_its_own_rate():
     assert again.best == 0.1
 
 
-def test_two_schedules_are_refused_before_any_batch():
+def test_pain_45_two_schedules_are_refused_before_any_batch():
     scheduled = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10))
     plain = keras.optimizers.SGD(0.1)
     for policy in (Constant(0.1), ReduceLROnPlateau("loss")):

@@ -129,7 +129,7 @@ def test_a_savedmodel_is_refused_and_its_run_named(saved):
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
-def test_a_failure_names_the_versions_that_differ(saved):
+def test_pain_20_a_failure_names_the_versions_that_differ(saved):
     edit(saved, versions={"dlzoo": "9.9", "keras": "4.0"}, create=CREATE | {"num_classes": 4})
     with pytest.raises(ModelError) as caught:
         Classifier.load(saved)

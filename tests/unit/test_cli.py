@@ -13,26 +13,11 @@ from pathlib import Path
 import dlzoo
 import numpy as np
 import pytest
-from dlzoo import cli, zoo
+from dlzoo import zoo
 from dlzoo.config import FIELDS
 from dlzoo.errors import DataError, DivergedError, GateError, ModelError
 from dlzoo.units import parse_bytes
 from PIL import Image
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Give a function that runs `dlzoo ...` in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
-    for name in [name for name in os.environ if name.startswith("DLZOO_")]:
-        monkeypatch.delenv(name)
-
-    def run(*argv):
-        with pytest.raises(SystemExit) as done:
-            cli.main([str(arg) for arg in argv])
-        return (done.value.code, *capsys.readouterr())
-
-    return run
 
 
 @dataclass

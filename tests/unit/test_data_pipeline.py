@@ -245,7 +245,7 @@ def test_load_image_is_what_evaluation_sees(tmp_path):
             np.testing.assert_array_equal(load_image(source, P), expected)
 
 
-def test_balanced_weights_equal_weighting_by_hand():
+def test_pain_43_balanced_weights_equal_weighting_by_hand():
     images = [smooth(i) for i in range(40)]
     y = np.array([0] * 25 + [1] * 10 + [2] * 5)
     data = load_data((images, y), val_split=0.2, test_split=0)

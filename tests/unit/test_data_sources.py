@@ -76,8 +76,8 @@ def test_two_classes_are_binary_unless_asked(tmp_path):
         load_data(root, task="binray")
 
 
-def test_given_splits_are_kept_by_name(tmp_path):
-    # pain 3: val lacks the first class, and lists the others in its own order
+def test_pain_03_given_splits_are_kept_by_name(tmp_path):
+    # val lacks the first class, and lists the others in its own order
     folder(tmp_path / "d" / "train", each=6)
     folder(tmp_path / "d" / "validation", ("tulip", "rose"), each=3, start=50)
     folder(tmp_path / "d" / "Test", each=4, start=90)
@@ -89,7 +89,7 @@ def test_given_splits_are_kept_by_name(tmp_path):
     assert [p.reason for p in data.problems] == ["no images of this class in val"]
 
 
-def test_unknown_class_in_val_is_named(tmp_path):
+def test_pain_03_unknown_class_in_val_is_named(tmp_path):
     folder(tmp_path / "d" / "train")
     folder(tmp_path / "d" / "val", ("daisy", "roze"), each=3, start=70)
     with pytest.raises(DataError, match="'roze' is in val but not in train; did you mean 'rose'"):
@@ -337,7 +337,7 @@ def prepared(tmp_path_factory):
     return place
 
 
-def test_tfds_prepared_opens_no_socket(prepared, monkeypatch):
+def test_pain_38_tfds_prepared_opens_no_socket(prepared, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("a socket was opened")
 

@@ -19,7 +19,7 @@ def groups_of(sizes):
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=sizes, seed=st.integers(0, 2**32), rng=st.randoms(use_true_random=False))
-def test_complete_stratified_and_independent_of_order(sizes, seed, rng):
+def test_pain_07_complete_stratified_and_independent_of_order(sizes, seed, rng):
     groups = groups_of(sizes)
     assigned = assign(groups, SHARES, seed)
     assert assigned.keys() == groups.keys()  # one split each: disjoint and complete

@@ -7,7 +7,7 @@ import dlzoo
 import keras
 import numpy as np
 import pytest
-from dlzoo import cli, create_model, explore, load_data, starts
+from dlzoo import create_model, explore, load_data, starts
 from dlzoo.errors import DivergedError, UsageError
 from dlzoo.rundir import RunDir
 from dlzoo.transfer import cache
@@ -37,18 +37,6 @@ def nothing_is_left(tmp_path, monkeypatch):
     yield
     assert {path.suffix for path in tmp_path.iterdir()} <= {".png", ".csv", ".h5", ""}
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.fixture
-def call(capsys):
-    """Give a function that runs `dlzoo ...` in this process: (exit code, stdout, stderr)."""
-
-    def run(*argv):
-        with pytest.raises(SystemExit) as done:
-            cli.main([str(arg) for arg in argv])
-        return (done.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_what_cannot_be_decoded_alike_is_an_error(kind):
         in_graph(REFUSED[kind])
 
 
-def test_parity_is_measured_and_written(exported, images):
+def test_pain_02_parity_is_measured_and_written(exported, images):
     path, figures, _ = exported
     assert figures["passed"] and figures["max_difference"] < 1e-5
     assert figures["top1_agreement"] == 1 and figures["n"] == len(images) + 1
@@ -276,7 +276,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("format", EVERY)
-def test_every_format_answers_alike_and_tells_what_it_is(written, images, format):
+def test_pain_04_24_25_every_format_answers_alike_and_tells_what_it_is(written, images, format):
     path, figures = written(format)
     assert figures["passed"] and figures["max_difference"] < 1e-5
     assert figures["top1_agreement"] == 1
@@ -290,7 +290,7 @@ def test_every_format_answers_alike_and_tells_what_it_is(written, images, format
 
 
 @pytest.mark.parametrize("format", EVERY)
-def test_a_fixed_batch(written, classifier, images, tmp_path, format):
+def test_pain_30_a_fixed_batch(written, classifier, images, tmp_path, format):
     path, figures = written(format, batch=2)
     assert figures["max_difference"] < 1e-5 and figures["batch"] == 2
     assert path.stem.endswith("-batch2") and about_of(path)["input"]["shape"][0] == 2
@@ -325,7 +325,7 @@ assert not set(sys.argv[1].split(",")) & set(sys.modules)
     ("formats", "missing"),
     [(["savedmodel"], "dlzoo,keras,tf_keras"), (["keras", "tflite", "onnx"], "dlzoo")],
 )
-def test_the_programs_answer_without_dlzoo(
+def test_pain_23_the_programs_answer_without_dlzoo(
     written, exported, images, expected, tmp_path, formats, missing
 ):
     """Also what the file needs: a Lambda or a custom object plain Keras would refuse."""
@@ -390,7 +390,7 @@ def test_class_names_are_in_the_model(exported):
     assert model.signatures["class_names"]()["class_names"].numpy().tolist() == names
 
 
-def test_nothing_random_and_no_python_is_in_the_graph(exported):
+def test_pain_26_nothing_random_and_no_python_is_in_the_graph(exported):
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     path, *_ = exported
@@ -417,7 +417,7 @@ def test_other_tasks(tmp_path, images, outputs, task):
     assert ("label" in answer) == (task == "binary")
 
 
-def test_a_mixed_precision_model_is_exported_in_float32(tmp_path, images):
+def test_pain_28_a_mixed_precision_model_is_exported_in_float32(tmp_path, images):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -538,7 +538,9 @@ def test_int8_takes_pixels_as_they_are(written, photos, classifier, images):
     assert not [kind for kind in kinds if "float" in kind]  # whole numbers all the way
 
 
-def test_int8_that_loses_too_much_is_rejected(photos, classifier, images, tmp_path, monkeypatch):
+def test_pain_12_int8_that_loses_too_much_is_rejected(
+    photos, classifier, images, tmp_path, monkeypatch
+):
     honest = tflite.ask
     monkeypatch.setattr(tflite, "ask", lambda path: lambda x: np.roll(honest(path)(x), 1, axis=1))
     asked = Options(quantize="int8", data=photos, max_drop=-1e9)
@@ -563,7 +565,7 @@ def strange(function):
     return Classifier(model, CLASSES, "multiclass", RULE, {})
 
 
-def test_flex_operations_are_named_and_need_permission(images, tmp_path):
+def test_pain_29_flex_operations_are_named_and_need_permission(images, tmp_path):
     odd = strange(keras.ops.tan)
     with pytest.raises(ExportError) as caught:
         export.export(odd, tmp_path / "m.tflite", "tflite", images=images)
@@ -589,7 +591,7 @@ class Twice(L.Layer):
 
 
 @pytest.mark.parametrize("layer", [Twice, lambda: L.Lambda(lambda x: 2 * x)])
-def test_a_keras_file_that_plain_keras_could_not_open_is_refused(images, tmp_path, layer):
+def test_pain_23_a_keras_file_that_plain_keras_could_not_open_is_refused(images, tmp_path, layer):
     with pytest.raises(ExportError) as caught:
         export.export(strange(layer()), tmp_path / "m.keras", "keras", images=images)
     assert caught.value.id == "export.custom-object"

@@ -58,7 +58,7 @@ def stage(name, unfreeze, epochs=1, **options):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_a_stage_moves_what_it_unfreezes_and_nothing_else(data, use_cache):
+def test_pain_05_06_a_stage_moves_what_it_unfreezes_and_nothing_else(data, use_cache):
     model = build(pool="avg")
     before = values(model)
     train(model, data, Plan((stage("top", "C5"),)), rule(model), use_cache=use_cache, **QUIET)
@@ -115,7 +115,7 @@ def test_cached_and_live_training_agree(data):
     assert np.abs(cached - live).max() < 0.01 * way
 
 
-def test_the_best_model_of_all_stages_is_kept(data):
+def test_pain_13_the_best_model_of_all_stages_is_kept(data):
     """A second stage that ruins the model must not be what the user gets (PAINS 13)."""
     model = build(pool="avg")
     plan = Plan(
@@ -135,7 +135,7 @@ def test_the_best_model_of_all_stages_is_kept(data):
     assert float(loss) == pytest.approx(outcome.best["value"], rel=2e-2)
 
 
-def test_rows_count_epochs_over_all_stages(data, tmp_path):
+def test_pain_18_rows_count_epochs_over_all_stages(data, tmp_path):
     model = build(pool="avg")
     plan = Plan((stage("a", "head", epochs=2), stage("b", "head", epochs=3)))
     outcome = train(model, data, plan, rule(model), folder=tmp_path, **QUIET)

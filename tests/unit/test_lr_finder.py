@@ -56,7 +56,7 @@ def optimizers():
 
 
 @pytest.mark.parametrize("optimizer", optimizers())
-def test_nothing_is_changed_to_the_bit(optimizer):
+def test_pain_47_nothing_is_changed_to_the_bit(optimizer):
     model = make(optimizer())
     model.fit(batches(), steps_per_epoch=5, verbose=0)  # slots that are not zero
     before = state(model)

@@ -70,7 +70,7 @@ def test_without_multipliers_it_is_keras_own(name):
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
-def test_the_multiplier_is_the_ratio_of_the_first_updates(name):
+def test_pain_46_the_multiplier_is_the_ratio_of_the_first_updates(name):
     # Decay is of the size of the gradient's step here, so it must scale along.
     factors = {"low/kernel": 0.25, "low/bias": 0.25, "norm/gamma": 0.5, "norm/beta": 0.0}
     whole = apply(make_optimizer(name, 1e-3, weight_decay=1.0), steps=1)

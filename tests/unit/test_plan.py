@@ -32,7 +32,7 @@ def test_auto_is_left_to_the_preset_and_the_rest_is_put_over_it():
         assert (new.lr, new.batch, new.decay) == (old.lr, 7, 0.5)
 
 
-def test_networks_without_batchnorm_are_fine_tuned_more_slowly():
+def test_pain_44_networks_without_batchnorm_are_fine_tuned_more_slowly():
     plain, careful = (make_plan("best", norm=norm, overrides={}) for norm in (True, False))
     assert careful.stages[0].lr == plain.stages[0].lr
     assert all(c.lr < p.lr / 5 for c, p in zip(careful.stages[1:], plain.stages[1:], strict=True))

@@ -1,0 +1,87 @@
+"""What the tests of faults share: a command that must fail and change nothing, and one odd run.
+
+What a test records as `seen` is a line as it was printed; `tools/reliability.py` puts it into
+docs/RELIABILITY.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from dlzoo import files
+from dlzoo.errors import DlzooError
+from odd import odd_photos, train_odd
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    """Keep what is cached from one test to the next apart."""
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def seen(record_property, tmp_path):
+    """Give a function that notes a line and the exit code it came with."""
+
+    def note(text, code=0):
+        line = str(text).strip().splitlines()[0].replace(f"{tmp_path}{os.sep}", "")
+        record_property("seen", f"{code} {line}")
+
+    return note
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Return what lies below a folder, the cache of `own_home` apart: path to hash, or target."""
+    found = {}
+    for folder, folders, names in os.walk(root):
+        if folder == str(root) and "home" in folders:
+            folders.remove("home")
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            real = path.is_file() and not path.is_symlink()
+            found[str(path)] = files.sha256(path) if real else str(path.lstat().st_mode)
+    return found
+
+
+@pytest.fixture
+def refused(call, seen, tmp_path):
+    """Give `refused(id, code, *argv)`: `dlzoo ARGV` ends so, and changes nothing. Returns stderr.
+
+    Everything in the test's folder is compared, so no run was begun and none was touched.
+    """
+
+    def run(id, code, *argv):
+        before = contents(tmp_path)
+        got, out, errors = call(*argv)
+        told = [line for line in errors.splitlines() if line.startswith("error[")]
+        assert (got, out) == (code, ""), errors
+        assert told and told[-1].startswith(f"error[{id}]: "), errors
+        assert "Traceback" not in errors
+        assert contents(tmp_path) == before
+        seen(told[-1], code)
+        return errors
+
+    return run
+
+
+@pytest.fixture
+def raises(seen):
+    """Give `raises(id, code)`: a context in which that DlzooError must come, and is noted."""
+
+    @contextlib.contextmanager
+    def expect(id, code):
+        with pytest.raises(DlzooError) as caught:
+            yield caught
+        assert (caught.value.id, caught.value.exit_code) == (id, code)
+        seen(caught.value, code)
+
+    return expect
+
+
+@pytest.fixture(scope="session")
+def odd_run(tmp_path_factory):
+    """Give an `odd.OddRun`; tests that change something in it take a copy."""
+    place = tmp_path_factory.mktemp("odd")
+    return train_odd(odd_photos(place / "photos"), place / "runs")
