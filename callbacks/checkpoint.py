@@ -183,7 +183,7 @@ class Checkpoints:
             state = json.loads((path / "state.json").read_text("utf-8"))
             if manifest["format"] != FORMAT or "versions" not in manifest:
                 return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return Checkpoint(path, step, state, manifest)
 

@@ -227,6 +227,11 @@ class Resume(Resumable):
         self.stall.append(self._saved_at - began)
         return self.found
 
+    def save_what_is_done(self) -> None:
+        """Write a checkpoint of the steps done, where an error has ended the fit between two."""
+        if self._pending is None and self.step > self._saved_step:
+            self.save(sums=self._sums or None)
+
     def _due(self) -> bool:
         if self.steps_between is not None:
             return self.step - self._saved_step >= self.steps_between

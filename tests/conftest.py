@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["DLZOO_HOME"] = tempfile.mkdtemp(prefix="dlzoo-tests-")  # never the user's own
 sys.path.insert(0, str(Path(__file__).parent))  # for `golden` and `known_gaps`
 
+from dlzoo.errors import DlzooError
 from known_gaps import KNOWN_GAPS
 
 
@@ -152,3 +154,31 @@ def file_server(tmp_path, monkeypatch):
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def seen(record_property, tmp_path):
+    """Give a function that notes a line as it was printed, and the exit code it came with.
+
+    `tools/reliability.py` puts it into docs/RELIABILITY.md.
+    """
+
+    def note(text, code=0):
+        line = str(text).strip().splitlines()[0].replace(f"{tmp_path}{os.sep}", "")
+        record_property("seen", f"{code} {line}")
+
+    return note
+
+
+@pytest.fixture
+def raises(seen):
+    """Give `raises(id, code)`: a context in which that DlzooError must come, and is noted."""
+
+    @contextlib.contextmanager
+    def expect(id, code):
+        with pytest.raises(DlzooError) as caught:
+            yield caught
+        assert (caught.value.id, caught.value.exit_code) == (id, code)
+        seen(caught.value, code)
+
+    return expect

@@ -35,7 +35,7 @@ from ..data import Data
 from ..data import augment as augmentation
 from ..data.pipeline import batches, class_weights, permutation, sample_weights, surfacing
 from ..data.records import SPLITS
-from ..errors import ResourceError
+from ..errors import DataError, ResourceError
 from ..zoo import graph
 from ..zoo.spec import Preprocess
 from . import engine, estimate, probe
@@ -396,20 +396,25 @@ class _Training:
         if not by_steps:
             self.converge(stage, trained, callbacks)
             return
-        with surfacing(self.data):
-            trained.fit(
-                # of no known length: Keras would count the steps passed over, and end too soon
-                train_set(*first).filter(lambda *batch: True),
-                initial_epoch=first[0],
-                epochs=stage.epochs,
-                steps_per_epoch=steps,
-                validation_data=val_set(),
-                callbacks=callbacks,
-                shuffle=False,  # the datasets bring their order along
-                verbose=0,
-            )
-            if self.doing["cut"] is None and self.stop.received is None:
-                self.tell_share_of_images(train_set(0, 0), steps)
+        try:
+            with surfacing(self.data):
+                trained.fit(
+                    # of no known length: Keras would count the steps passed over, and end too soon
+                    train_set(*first).filter(lambda *batch: True),
+                    initial_epoch=first[0],
+                    epochs=stage.epochs,
+                    steps_per_epoch=steps,
+                    validation_data=val_set(),
+                    callbacks=callbacks,
+                    shuffle=False,  # the datasets bring their order along
+                    verbose=0,
+                )
+                if self.doing["cut"] is None and self.stop.received is None:
+                    self.tell_share_of_images(train_set(0, 0), steps)
+        except DataError:  # a photo vanished: what was trained on the others stays
+            if self.resume:
+                self.resume.save_what_is_done()
+            raise
 
     def tell_share_of_images(self, images, steps: int) -> None:
         """Measure what making the images costs of a training step; warn if it is most of it."""

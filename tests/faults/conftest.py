@@ -1,18 +1,12 @@
-"""What the tests of faults share: a command that must fail and change nothing, and one odd run.
-
-What a test records as `seen` is a line as it was printed; `tools/reliability.py` puts it into
-docs/RELIABILITY.md.
-"""
+"""What the tests of faults share: a command that must fail and change nothing, and one odd run."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
 import pytest
 from dlzoo import files
-from dlzoo.errors import DlzooError
 from odd import odd_photos, train_odd
 
 
@@ -20,17 +14,6 @@ from odd import odd_photos, train_odd
 def own_home(tmp_path, monkeypatch):
     """Keep what is cached from one test to the next apart."""
     monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def seen(record_property, tmp_path):
-    """Give a function that notes a line and the exit code it came with."""
-
-    def note(text, code=0):
-        line = str(text).strip().splitlines()[0].replace(f"{tmp_path}{os.sep}", "")
-        record_property("seen", f"{code} {line}")
-
-    return note
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -64,20 +47,6 @@ def refused(call, seen, tmp_path):
         return errors
 
     return run
-
-
-@pytest.fixture
-def raises(seen):
-    """Give `raises(id, code)`: a context in which that DlzooError must come, and is noted."""
-
-    @contextlib.contextmanager
-    def expect(id, code):
-        with pytest.raises(DlzooError) as caught:
-            yield caught
-        assert (caught.value.id, caught.value.exit_code) == (id, code)
-        seen(caught.value, code)
-
-    return expect
 
 
 @pytest.fixture(scope="session")

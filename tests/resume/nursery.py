@@ -120,7 +120,7 @@ def _child(out: Path, prepare, settings: dict, home: Path) -> None:
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException as error:
-        traceback.print_exc()
+        print(error if hasattr(error, "exit_code") else traceback.format_exc())
         code = getattr(error, "exit_code", 99)
     sys.stdout.flush()
     sys.stderr.flush()
