@@ -1,0 +1,373 @@
+"""What do the readers of foreign bytes do with files that were damaged at random?
+
+python benchmarks/fuzz.py [--reader NAME ...] [--minutes M] [--seed S] [--finds FOLDER]
+
+Every case must end as read or as a DlzooError, within SECONDS and GIGABYTE, and run nothing: no
+canary file, no process, no socket, no file opened for writing outside of the working folder. First
+come the files of tools/hostile.py, then changes to the small ones among them; with atheris
+(pip install atheris) those changes follow which lines of the readers they reach. A worker process
+does many cases and is replaced when it dies; what went wrong is kept in FOLDER. Checksums inside
+the files (zip, PNG, tar) are not compared meanwhile, or most changes would end there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import mmap
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+try:
+    import atheris
+except ImportError:
+    atheris = None
+
+SECONDS = 20.0  # for one case; the machine may be busy
+GIGABYTE = 1 << 30  # of memory, beyond what the worker has before the case
+ROOM = 6 << 30  # of addresses, so that a case that takes more ends itself and not the machine
+EXIT = {"config": 2, "image": 3, "archive": 3, "table": 3}  # of a refusal; of a checkpoint's 4
+SMALL = 1 << 15  # files up to this size are changed at random
+
+FORBIDDEN = {
+    *("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "pty.spawn"),
+    *("subprocess.Popen", "pickle.find_class", "ctypes.dlopen", "webbrowser.open"),
+    *("socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.Request", "os.putenv"),
+}
+
+
+class Shared(ctypes.Structure):
+    """What a worker tells: of the case it is at, and of all so far."""
+
+    _fields_ = [
+        ("cases", ctypes.c_uint64),
+        ("began", ctypes.c_double),  # of the present case; 0 between two
+        ("slowest", ctypes.c_double),
+        ("most", ctypes.c_uint64),  # bytes
+    ]
+
+
+class Executed(BaseException):
+    """The file made its reader do something that no reader does."""
+
+
+# ---------------------------------------------------------------- the readers
+
+
+def reading(name: str, folder: Path) -> Callable[[Path], object]:
+    """Return what reads a file as users' files are read."""
+    from dlzoo.zoo import checkpoints
+
+    if name in ("pth", "safetensors"):
+        return checkpoints.read_torch
+    if name in ("h5", "keras"):
+        return checkpoints.read_keras
+    if name == "config":
+        from dlzoo.config import resolve
+        from dlzoo.transfer.plan import make_plan
+
+        def configure(path: Path) -> None:
+            config = resolve(config_file=path).config
+            make_plan(config.preset, stages=config.stages, epochs=config.epochs, overrides={})
+
+        return configure
+    if name == "image":
+        from dlzoo.data import decode
+
+        def look(path: Path) -> None:
+            decode.claims_image(path)
+            with contextlib.suppress(decode.DataError):
+                decode.probe(path)
+            decode.decode(path)
+
+        return look
+    if name == "archive":
+        from dlzoo.data.archive import unpack
+
+        def open_archive(path: Path) -> None:
+            shutil.rmtree(unpack(path))
+
+        return open_archive
+    if name == "table":
+        return tabulating(folder)
+    raise SystemExit(f"no reader is called {name}")
+
+
+def tabulating(folder: Path) -> Callable[[Path], None]:
+    """Return what takes a file as a table of images, and as the split of some."""
+    from dlzoo.data import load_data
+    from dlzoo.errors import DlzooError
+    from PIL import Image
+
+    for i, name in enumerate(("a.png", "b.png", "x/a.png", "x/b.png", "y/a.png", "y/b.png")):
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / "photos" / name)
+
+    def tabulate(path: Path) -> None:
+        beside = shutil.copy(path, folder / "photos" / "multilabel.csv")
+        with contextlib.suppress(DlzooError):
+            load_data(Path(beside))
+        os.remove(beside)
+        load_data(folder / "photos", split_file=path)
+
+    return tabulate
+
+
+def unchecked() -> None:
+    """Let readers take checksums as they are: few changes would get past them."""
+    import tarfile
+    import zipfile
+
+    from PIL import PngImagePlugin
+
+    zipfile.ZipExtFile._update_crc = lambda self, data: None
+    PngImagePlugin.ChunkStream.crc = PngImagePlugin.ChunkStream.crc_skip
+
+    def chksums(header: bytes) -> tuple[int, int]:
+        with contextlib.suppress(tarfile.HeaderError):
+            return (tarfile.nti(header[148:156]),) * 2
+        return 0, 0
+
+    tarfile.calc_chksums = chksums
+
+
+# ---------------------------------------------------------------- the worker
+
+
+class Worker:
+    """Reads case after case in a process of its own, and notes what went wrong.
+
+    Attributes:
+        shared: seen by the parent. case: the file of the present case, left behind by a crash.
+    """
+
+    def __init__(self, reader: str, folder: Path, finds: Path):
+        self.reader, self.folder, self.finds = reader, folder, finds
+        self.shared = Shared.from_buffer(mmap.mmap(-1, ctypes.sizeof(Shared)))
+        self.canary = folder / "canary"
+        suffix = {"config": ".toml", "image": ".img", "archive": ".zip", "table": ".csv"}
+        self.case = folder / f"case{suffix.get(reader, f'.{reader}')}"
+        self.watched = False
+
+    def begin(self) -> None:
+        """Get ready, once in each process."""
+        from dlzoo.errors import DlzooError
+
+        self.expected = DlzooError
+        os.environ["DLZOO_HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
+        self.read = reading(self.reader, self.folder)
+        with contextlib.suppress(DlzooError):  # imports and caches are not the case's doing
+            self.case.write_bytes(b"PK")
+            self.read(self.case)
+        resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.addaudithook(self.audit)
+
+    def audit(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.watched:
+            return
+        if event == "subprocess.Popen" and str(args[1][2]).endswith("hdf5.py"):
+            self.watched = False  # Popen itself makes a pipe and forks
+            return
+        if event == "open":
+            path, _, flags = args
+            if isinstance(path, int) or not flags & (os.O_WRONLY | os.O_RDWR):
+                return
+            inside = Path(os.fsdecode(path)).absolute()
+            if any(inside.is_relative_to(place) for place in (self.folder, "/dev")):
+                return
+        elif event not in FORBIDDEN:
+            return
+        self.watched = False
+        raise Executed(f"{event} {args!r}"[:300])
+
+    def one(self, data: bytes) -> None:
+        """Have one case read, and note what should not happen."""
+        self.case.write_bytes(data)
+        before, problem = _memory(), None
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the high water falls to the present
+        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        began = self.shared.began = time.monotonic()
+        self.watched = True
+        try:
+            self.read(self.case)
+        except self.expected as error:
+            if error.exit_code != EXIT.get(self.reader, 4):
+                problem = f"exit code {error.exit_code}, {error.id}: {error.message[:200]}"
+        except (Exception, Executed, RecursionError) as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            problem = f"{type(error).__name__}: {str(error)[:200]} ({where.name}:{where.lineno})"
+        except BaseException as error:  # such as Rust's panics
+            problem = f"{type(error).__name__}: {str(error)[:200]}"
+        self.watched = False
+        took, self.shared.began = time.monotonic() - began, 0.0
+        memory = _memory(peak=True) - before
+        grown = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        memory = max(memory, grown * 1024 if grown > children else 0)
+        self.shared.cases += 1
+        self.shared.slowest = max(self.shared.slowest, took)
+        self.shared.most = max(self.shared.most, memory)
+        if self.canary.exists():
+            problem = "the canary was made"
+            self.canary.unlink()
+        if memory > GIGABYTE:
+            problem = f"{memory / GIGABYTE:.1f} GB"
+        if problem:
+            self.keep(problem)
+
+    def keep(self, problem: str) -> None:
+        """Keep the present case, one for each kind of problem."""
+        kind = hashlib.sha256("".join(c for c in problem if not c.isdigit()).encode()).hexdigest()[
+            :8
+        ]
+        place = self.finds / f"{self.reader}-{kind}"
+        if not place.exists():
+            shutil.copyfile(self.case, place)
+            with (self.finds / "finds.txt").open("a") as log:
+                log.write(f"{place.name}: {problem}\n")
+
+
+def _memory(peak: bool = False) -> int:
+    """Return the bytes of memory that this process has, or had at most."""
+    field = "VmHWM" if peak else "VmRSS"
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+# ---------------------------------------------------------------- the work
+
+
+def fixed(worker: Worker, files: list[bytes]) -> None:
+    """Read the files of the corpus as they are, going on where another worker died."""
+    for content in files[worker.shared.cases :]:
+        worker.one(content)
+
+
+def changed(worker: Worker, files: list[bytes], seed: int) -> None:
+    """Read changes of the small files until the parent ends it."""
+    if atheris:
+        seeds = worker.folder / "corpus"
+        seeds.mkdir(exist_ok=True)
+        if not any(seeds.iterdir()):
+            for i, content in enumerate(files):
+                (seeds / f"{i}").write_bytes(content)
+        options = ["-timeout=0", "-rss_limit_mb=0", "-handle_segv=0", "-handle_abrt=0"]
+        limits = [f"-max_len={SMALL}", f"-seed={seed + 1}", "-verbosity=0", "-handle_fpe=0"]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        atheris.Setup(["fuzz", str(seeds), *options, *limits], worker.one)
+        atheris.Fuzz()
+    chance = random.Random(seed)
+    import hostile
+
+    while True:
+        worker.one(hostile.mutate(chance, chance.choice(files), files)[:SMALL])
+
+
+def watch(worker: Worker, work: Callable[[], None], until: float) -> int | None:
+    """Run `work` in a process until it ends, dies, hangs or time is over; return its signal."""
+    worker.shared.began = 0.0
+    process = os.fork()
+    if process == 0:
+        try:
+            os.setpgid(0, 0)
+            worker.begin()
+            work()
+        finally:
+            os._exit(0)
+    verdict = None
+    while True:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            if os.WIFSIGNALED(status):
+                verdict = os.WTERMSIG(status)
+                worker.keep(f"died of {signal.Signals(verdict).name}")
+            break
+        began = worker.shared.began
+        hangs = began and time.monotonic() - began > SECONDS
+        if hangs or time.monotonic() > until:
+            if hangs:
+                worker.shared.slowest = max(worker.shared.slowest, SECONDS)
+                worker.keep("hangs " + worker.case.read_bytes()[:20].hex())
+                verdict = signal.SIGALRM
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            break
+        time.sleep(0.05)
+    if verdict:
+        worker.shared.cases += 1
+    return verdict
+
+
+def fuzz(reader: str, minutes: float, seed: int, finds: Path) -> str:
+    """Give one reader its cases; return the row of the table."""
+    import hostile
+
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    finds.mkdir(parents=True, exist_ok=True)
+    earlier = len(list(finds.glob(f"{reader}-*")))
+    worker = Worker(reader, folder, finds)
+    files = list(hostile.corpus(reader, worker.canary).values())
+    files += [content[: len(content) * part // 3] for content in files for part in (1, 2)]
+    small = [content for content in files if len(content) <= SMALL]
+    while worker.shared.cases < len(files):
+        watch(worker, lambda: fixed(worker, files), float("inf"))
+    hostile_cases, began = worker.shared.cases, time.monotonic()
+    until, restarts = began + minutes * 60, 0
+    unchecked()
+    while time.monotonic() < until:
+        watch(worker, partial(changed, worker, small, seed + restarts), until)
+        restarts += 1
+    cases = worker.shared.cases - hostile_cases
+    rate = cases / max(time.monotonic() - began, 1e-9)
+    found = len(list(finds.glob(f"{reader}-*"))) - earlier
+    shutil.rmtree(folder, ignore_errors=True)
+    return (
+        f"| {reader} | {minutes:g} | {hostile_cases} | {cases:,} | {rate:,.0f} | {found} "
+        f"| {worker.shared.slowest:.1f} s | {worker.shared.most / 2**20:,.0f} MB |"
+    )
+
+
+def main() -> None:
+    import hostile
+
+    known = [name for name in hostile.READERS if name != "run"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--reader", nargs="+", choices=known, default=known)
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--finds", type=Path, default=Path("finds"))
+    options = parser.parse_args()
+    print("with atheris" if atheris else "without atheris: changes are blind", flush=True)
+    print("| reader | minutes | hostile files | cases | cases/s | finds | slowest | most memory |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    context = atheris.instrument_imports() if atheris else contextlib.nullcontext()
+    with context:
+        for reader in options.reader:
+            reading(reader, Path(tempfile.mkdtemp(prefix="fuzz-")))
+    for reader in options.reader:
+        print(fuzz(reader, options.minutes, options.seed, options.finds.absolute()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
