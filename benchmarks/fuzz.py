@@ -38,7 +38,7 @@ try:
 except ImportError:
     atheris = None
 
-SECONDS = 20.0  # for one case; the machine may be busy
+SECONDS = 60.0  # for one case; the machine may be busy
 GIGABYTE = 1 << 30  # of memory, beyond what the worker has before the case
 ROOM = 6 << 30  # of addresses, so that a case that takes more ends itself and not the machine
 EXIT = {"config": 2, "image": 3, "archive": 3, "table": 3}  # of a refusal; of a checkpoint's 4

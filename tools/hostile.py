@@ -526,8 +526,8 @@ def config(canary: Path) -> Files:
     yield "lists.toml", b"stages = " + b"[" * 100_000
     yield "lists-closed.toml", b"stages = " + b"[" * 500 + b"]" * 500
     yield "tables.toml", b"stages = " + b"{a=" * 100_000
-    yield "dotted.toml", b"stages" + b".a" * 5_000 + b" = 1"
-    yield "dotted-table.toml", b"[stages" + b".a" * 5_000 + b"]\nb = 1"
+    yield "bomb-dotted.toml", b"stages" + b".a" * 5_000 + b" = 1"
+    yield "bomb-dotted-table.toml", b"[stages" + b".a" * 5_000 + b"]\nb = 1"
     yield "digits.toml", b"seed = " + b"9" * 5000
     yield "large.toml", b"lr = " + b"9" * 4000 + b"\nsize = " + b"9" * 4000
     yield "hex.toml", b"seed = 0x" + b"f" * 100_000

@@ -95,7 +95,9 @@ class Plan:
             raise UsageError("plan.empty", "a plan needs at least one stage")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
-            raise UsageError("plan.stage-twice", f"two stages have one name: {', '.join(names)[:200]}")
+            raise UsageError(
+                "plan.stage-twice", f"two stages have one name: {', '.join(names)[:200]}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain TOML values."""
@@ -153,7 +155,9 @@ def _stage(table: dict[str, Any]) -> Stage:
 def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     unknown = set(values) - {f.name for f in fields(kind)}
     if unknown:
-        raise UsageError("plan.unknown", f"{kind.__name__} has no {', '.join(sorted(unknown))[:200]}")
+        raise UsageError(
+            "plan.unknown", f"{kind.__name__} has no {', '.join(sorted(unknown))[:200]}"
+        )
     return values
 
 
