@@ -1,6 +1,7 @@
 """What do the readers of foreign bytes do with files that were damaged at random?
 
 python benchmarks/fuzz.py [--reader NAME ...] [--minutes M] [--seed S] [--finds FOLDER]
+    [--bombs FOLDER]
 
 Every case must end as read or as a DlzooError, within SECONDS and GIGABYTE, and run nothing: no
 canary file, no process, no socket, no file opened for writing outside of the working folder. First
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import hostile
 
 try:
     import atheris
@@ -41,7 +43,6 @@ except ImportError:
 SECONDS = 100.0  # for one case, by the clock; the machine may be busy
 GIGABYTE = 1 << 30  # of memory, beyond what the worker has before the case
 ROOM = 6 << 30  # of addresses, so that a case that takes more ends itself and not the machine
-EXIT = {"config": 2, "image": 3, "archive": 3, "table": 3}  # of a refusal; of a checkpoint's 4
 SMALL = 1 << 15  # files up to this size are changed at random
 
 FORBIDDEN = {
@@ -64,68 +65,6 @@ class Shared(ctypes.Structure):
 
 class Executed(BaseException):
     """The file made its reader do something that no reader does."""
-
-
-# ---------------------------------------------------------------- the readers
-
-
-def reading(name: str, folder: Path) -> Callable[[Path], object]:
-    """Return what reads a file as users' files are read."""
-    from dlzoo.zoo import checkpoints
-
-    if name in ("pth", "safetensors"):
-        return checkpoints.read_torch
-    if name in ("h5", "keras"):
-        return checkpoints.read_keras
-    if name == "config":
-        from dlzoo.config import resolve
-        from dlzoo.transfer.plan import make_plan
-
-        def configure(path: Path) -> None:
-            config = resolve(config_file=path).config
-            make_plan(config.preset, stages=config.stages, epochs=config.epochs, overrides={})
-
-        return configure
-    if name == "image":
-        from dlzoo.data import decode
-
-        def look(path: Path) -> None:
-            decode.claims_image(path)
-            with contextlib.suppress(decode.DataError):
-                decode.probe(path)
-            decode.decode(path)
-
-        return look
-    if name == "archive":
-        from dlzoo.data.archive import unpack
-
-        def open_archive(path: Path) -> None:
-            shutil.rmtree(unpack(path))
-
-        return open_archive
-    if name == "table":
-        return tabulating(folder)
-    raise SystemExit(f"no reader is called {name}")
-
-
-def tabulating(folder: Path) -> Callable[[Path], None]:
-    """Return what takes a file as a table of images, and as the split of some."""
-    from dlzoo.data import load_data
-    from dlzoo.errors import DlzooError
-    from PIL import Image
-
-    for i, name in enumerate(("a.png", "b.png", "x/a.png", "x/b.png", "y/a.png", "y/b.png")):
-        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / "photos" / name)
-
-    def tabulate(path: Path) -> None:
-        beside = shutil.copy(path, folder / "photos" / "multilabel.csv")
-        with contextlib.suppress(DlzooError):
-            load_data(Path(beside))
-        os.remove(beside)
-        load_data(folder / "photos", split_file=path)
-
-    return tabulate
 
 
 def unchecked() -> None:
@@ -170,7 +109,7 @@ class Worker:
 
         self.expected = DlzooError
         os.environ["DLZOO_HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
-        self.read = reading(self.reader, self.folder)
+        self.read = hostile.reading(self.reader, self.folder)
         with contextlib.suppress(DlzooError):  # imports and caches are not the case's doing
             self.case.write_bytes(b"PK")
             self.read(self.case)
@@ -209,7 +148,7 @@ class Worker:
         try:
             self.read(self.case)
         except self.expected as error:
-            if error.exit_code != EXIT.get(self.reader, 4):
+            if error.exit_code != hostile.EXIT.get(self.reader, 4):
                 problem = f"exit code {error.exit_code}, {error.id}: {error.message[:200]}"
         except (Exception, Executed, RecursionError) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -276,8 +215,6 @@ def changed(worker: Worker, files: list[bytes], seed: int) -> None:
         atheris.Setup(["fuzz", str(seeds), *options, *limits], worker.one)
         atheris.Fuzz()
     chance = random.Random(seed)
-    import hostile
-
     while True:
         worker.one(hostile.mutate(chance, chance.choice(files), files)[:SMALL])
 
@@ -317,18 +254,20 @@ def watch(worker: Worker, work: Callable[[], None], until: float) -> int | None:
     return verdict
 
 
-def fuzz(reader: str, minutes: float, seed: int, finds: Path) -> str:
+def fuzz(reader: str, minutes: float, seed: int, finds: Path, bombs: Path | None) -> str:
     """Give one reader its cases; return the row of the table."""
-    import hostile
-
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     finds.mkdir(parents=True, exist_ok=True)
     earlier = len(list(finds.glob(f"{reader}-*")))
     worker = Worker(reader, folder, finds)
-    made = hostile.corpus(reader, worker.canary)
-    made |= {f"{n}-{i}": c[: len(c) * i // 3] for n, c in made.items() for i in (1, 2)}
+    made = hostile.corpus(reader, worker.canary, bombs=bombs is None)
+    if bombs:
+        made |= {path.name: path.read_bytes() for path in bombs.glob(f"{reader}/bomb*")}
+    calm = {name: content for name, content in made.items() if not name.startswith("bomb")}
+    cut = {f"{n}-{i}": c[: len(c) * i // 3] for n, c in calm.items() for i in (1, 2)}
+    made |= cut
     files = list(made.values())
-    small = [c for n, c in made.items() if len(c) <= SMALL and not n.startswith("bomb")]
+    small = [content for content in (calm | cut).values() if len(content) <= SMALL]
     while worker.shared.cases < len(files):
         watch(worker, lambda: fixed(worker, files), float("inf"))
     hostile_cases, began = worker.shared.cases, time.monotonic()
@@ -348,8 +287,6 @@ def fuzz(reader: str, minutes: float, seed: int, finds: Path) -> str:
 
 
 def main() -> None:
-    import hostile
-
     known = [name for name in hostile.READERS if name != "run"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -358,6 +295,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finds", type=Path, default=Path("finds"))
+    parser.add_argument("--bombs", type=Path, help="what tools/hostile.py wrote, to save its time")
     options = parser.parse_args()
     print("with atheris" if atheris else "without atheris: changes are blind", flush=True)
     print("| reader | minutes | hostile files | cases | cases/s | finds | slowest | most memory |")
@@ -365,9 +303,10 @@ def main() -> None:
     context = atheris.instrument_imports() if atheris else contextlib.nullcontext()
     with context:
         for reader in options.reader:
-            reading(reader, Path(tempfile.mkdtemp(prefix="fuzz-")))
+            hostile.reading(reader, Path(tempfile.mkdtemp(prefix="fuzz-")))
     for reader in options.reader:
-        print(fuzz(reader, options.minutes, options.seed, options.finds.absolute()), flush=True)
+        row = fuzz(reader, options.minutes, options.seed, options.finds.absolute(), options.bombs)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

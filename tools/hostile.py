@@ -7,11 +7,13 @@ them creates a canary file, so that it is seen if it runs.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pickle
 import random
+import shutil
 import struct
 import sys
 import tarfile
@@ -86,8 +88,8 @@ def pth(canary: Path) -> Files:
     yield "two-pickles.pth", zipped({"data.pkl": b"N.", "net/data.pkl": b"N."})
     yield "names.pth", zipped({"net/data.pkl": b"N.", f"../{canary.name}": b"x"})
     yield "many-members.pth", zipped({f"{n}": b"" for n in range(20_000)})
-    yield "bomb-deflated.pth", zipped({"net/data.pkl": bytes(1 << 28)}, zipfile.ZIP_DEFLATED)
-    yield "bomb-bzip2.pth", zipped({"net/data.pkl": bytes(1 << 28)}, zipfile.ZIP_BZIP2)
+    yield "bomb-deflated.pth", zipped({"net/data.pkl": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
+    yield "bomb-bzip2.pth", zipped({"net/data.pkl": bytes(1 << 24)}, zipfile.ZIP_BZIP2)
     lying = bytearray(zip_file)
     entry = lying.rindex(b"PK\x01\x02")
     lying[entry + 20 : entry + 28] = struct.pack("<II", 0xFFFFFFF0, 0xFFFFFFF0)
@@ -290,7 +292,7 @@ def keras_archive(canary: Path) -> Files:
     yield "empty.keras", zipped({})
     yield "pickle.keras", zipped({"model.weights.h5": pickle.dumps(Payload(canary))})
     for name, kind in {"deflated": 8, "bzip2": 12, "lzma": 14}.items():
-        yield f"bomb-{name}.keras", zipped({"model.weights.h5": bytes(1 << 27)}, kind)
+        yield f"bomb-{name}.keras", zipped({"model.weights.h5": bytes(1 << 24)}, kind)
     for name, content in h5(canary):
         if name.endswith(".weights.h5") and not name.startswith("good"):
             yield f"{name}.keras", zipped({"model.weights.h5": content})
@@ -434,6 +436,13 @@ def image(canary: Path) -> Files:
         ),
     )
     yield "dds-tiny.img", _dds(4000, 4000)
+
+
+def image_bombs(canary: Path) -> Files:
+    """Small files of many pixels."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    row = zlib.compress(bytes(25))
     yield "bomb-dds.img", _dds(10_000, 10_000)
     yield "bomb-rle.img", _rle_bmp(10_000, 10_000)
     yield "bomb-qoi.img", _qoi(10_000, 10_000)
@@ -451,11 +460,13 @@ def image(canary: Path) -> Files:
                 f"bomb-png-{name}-{side}.img",
                 png(side, side, (b"IDAT", content), kind=kind, depth=depth),
             )
-    turned = exif.tobytes()
     for format, mode, options in (
         *(("JPEG", "RGB", {}), ("JPEG", "RGB", {"progressive": True}), ("JPEG", "CMYK", {})),
         *(("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True}), ("GIF", "P", {})),
-        *(("TIFF", "F", {"compression": "tiff_deflate"}), ("PNG", "RGBA", {"exif": turned})),
+        *(
+            ("TIFF", "F", {"compression": "tiff_deflate"}),
+            ("PNG", "RGBA", {"exif": turned.tobytes()}),
+        ),
         *(("TIFF", "I;16", {"compression": "tiff_deflate"}), ("AVIF", "RGB", {"speed": 10})),
         ("JPEG2000", "RGB", {"num_resolutions": 1}),
     ):
@@ -579,26 +590,31 @@ def table(canary: Path) -> Files:
     yield "carriage.csv", b"path,label\ra.png,x\rb.png,y\n"
     yield "bomb-columns.csv", b"path" + b",label" * 200_000 + b"\na" + b",x" * 200_000
     yield "bomb-header.csv", b",".join(b"%d" % i for i in range(300_000))
-    yield "bomb-rows.csv", b"path,label\n" + b"a,b\n" * 1_000_000
+    yield "bomb-rows.csv", b"path,label\n" + b"a,b\n" * 200_000
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes], mode: str = "w", **options) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as archive:
+        for info, content in members:
+            info.size = len(content) if info.isreg() and not info.size else info.size
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def member(name: str = "a/x.png", kind: bytes = tarfile.REGTYPE, **fields) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 15}
 
 
 def archive(canary: Path) -> Files:
     """Archives that write elsewhere, or more than they hold."""
-
-    def tar(*members: tuple[tarfile.TarInfo, bytes], mode: str = "w", **options) -> bytes:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode=mode, **options) as archive:
-            for info, content in members:
-                info.size = len(content) if info.isreg() and not info.size else info.size
-                archive.addfile(info, io.BytesIO(content))
-        return buffer.getvalue()
-
-    def member(name: str = "a/x.png", kind: bytes = tarfile.REGTYPE, **fields) -> tarfile.TarInfo:
-        info = tarfile.TarInfo(name)
-        info.type = kind
-        for field, value in fields.items():
-            setattr(info, field, value)
-        return info
 
     good = [(member("a/x.png"), b"one"), (member("b/y.png"), b"two")]
     yield "good.zip", zipped({"a/x.png": b"one", "b/y.png": b"two"})
@@ -644,8 +660,10 @@ def archive(canary: Path) -> Files:
     yield "broken.tar.gz", tar(*good, mode="w:gz")[:-20] + b"\0" * 20
     yield "broken.tar.bz2", tar(*good, mode="w:bz2")[:40] + b"\0" * 20
     yield "broken.tar.xz", tar(*good, mode="w:xz")[:40] + b"\0" * 20
-    pax = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 15}
-    yield "sparse-map.tar", tar((member(pax_headers=pax), b"9\n1\nx\n"), format=tarfile.PAX_FORMAT)
+    yield (
+        "sparse-map.tar",
+        tar((member(pax_headers=SPARSE), b"9\n1\nx\n"), format=tarfile.PAX_FORMAT),
+    )
     yield "pax-size.tar", tar((member(pax_headers={"size": "-1"}), b"x"), format=tarfile.PAX_FORMAT)
     yield (
         "pax-digits.tar",
@@ -653,12 +671,16 @@ def archive(canary: Path) -> Files:
     )
     chain = b"".join(member("p", tarfile.XHDTYPE).tobuf() for _ in range(3000))
     yield "pax-chain.tar", chain + tar(*good)
+
+
+def archive_bombs(canary: Path) -> Files:
+    """Small archives of much content, or of headers that are."""
     header = member("p", tarfile.XHDTYPE, size=600 << 20).tobuf()
     yield "bomb-pax.tar.gz", _gzip(header, 600 << 20)
     header = member("p", tarfile.GNUTYPE_LONGNAME, size=600 << 20).tobuf()
     yield "bomb-longname.tar.gz", _gzip(header, 600 << 20)
     yield "bomb-file.tar.gz", _gzip(member(size=1 << 30).tobuf(), 1 << 30)
-    sparse = member(pax_headers=pax, size=400 << 20)
+    sparse = member(pax_headers=SPARSE, size=400 << 20)
     yield (
         "bomb-sparse.tar.gz",
         _gzip(sparse.tobuf(tarfile.PAX_FORMAT) + b"99999999\n", 300 << 20, b"1\n"),
@@ -724,6 +746,71 @@ def run(canary: Path) -> Files:
         yield f"create-{name}.json", json.dumps(good | {"create": create}).encode()
 
 
+# ---------------------------------------------------------------- the readers
+
+EXIT = {"config": 2, "image": 3, "archive": 3, "table": 3}  # of a refusal; of a checkpoint's 4
+
+
+def reading(name: str, folder: Path) -> Callable[[Path], object]:
+    """Return what reads a file as users' files are read."""
+    from dlzoo.zoo import checkpoints
+
+    if name in ("pth", "safetensors"):
+        return checkpoints.read_torch
+    if name in ("h5", "keras"):
+        return checkpoints.read_keras
+    if name == "config":
+        from dlzoo.config import resolve
+        from dlzoo.transfer.plan import make_plan
+
+        def configure(path: Path) -> None:
+            config = resolve(config_file=path).config
+            make_plan(config.preset, stages=config.stages, epochs=config.epochs, overrides={})
+
+        return configure
+    if name == "image":
+        from dlzoo.data import decode
+
+        def look(path: Path) -> None:
+            decode.claims_image(path)
+            with contextlib.suppress(decode.DataError):
+                decode.probe(path)
+            decode.decode(path)
+
+        return look
+    if name == "archive":
+        from dlzoo.data.archive import unpack
+
+        def open_archive(path: Path) -> None:
+            shutil.rmtree(unpack(path))
+
+        return open_archive
+    if name == "table":
+        return tabulating(folder)
+    raise SystemExit(f"no reader is called {name}")
+
+
+def tabulating(folder: Path) -> Callable[[Path], None]:
+    """Return what takes a file as a table of images, and as the split of some."""
+    from dlzoo.data import load_data
+    from dlzoo.errors import DlzooError
+    from PIL import Image
+
+    for i, name in enumerate(("a.png", "b.png", "x/a.png", "x/b.png", "y/a.png", "y/b.png")):
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / "photos" / name)
+
+    def tabulate(path: Path) -> None:
+        beside = shutil.copy(path, folder / "photos" / "multilabel.csv")
+        with contextlib.suppress(DlzooError):
+            load_data(Path(beside))
+        os.remove(beside)
+        load_data(folder / "photos", split_file=path)
+
+    return tabulate
+
+
+BOMBS: dict[str, Callable[[Path], Files]] = {"image": image_bombs, "archive": archive_bombs}
 READERS: dict[str, Callable[[Path], Files]] = {
     "pth": pth,
     "h5": h5,
@@ -737,13 +824,16 @@ READERS: dict[str, Callable[[Path], Files]] = {
 }
 
 
-def corpus(reader: str, canary: Path, *, bombs: bool = True) -> dict[str, bytes]:
-    """Return the hostile files for a reader, and what fuzzing found, by name."""
+def corpus(reader: str, canary: Path, *, bombs: bool = False) -> dict[str, bytes]:
+    """Return the hostile files for a reader, and what fuzzing found, by name.
+
+    Args:
+        canary: what code in them makes. bombs: also those that take long to make.
+    """
     found = dict(READERS[reader](canary))
-    if not bombs:
-        found = {name: content for name, content in found.items() if not name.startswith("bomb")}
-    kept = CORPUS / reader
-    return found | {path.name: path.read_bytes() for path in sorted(kept.glob("*"))}
+    if bombs and reader in BOMBS:
+        found |= BOMBS[reader](canary)
+    return found | {path.name: path.read_bytes() for path in sorted((CORPUS / reader).glob("*"))}
 
 
 def mutate(chance: random.Random, data: bytes, others: list[bytes]) -> bytes:
@@ -784,16 +874,12 @@ def mutate(chance: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 
 def main(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for reader, make in READERS.items():
-        (folder / reader).mkdir(exist_ok=True)
-        count = 0
-        for name, content in make(folder.resolve() / "canary"):
+    for reader in READERS:
+        (folder / reader).mkdir(parents=True, exist_ok=True)
+        files = corpus(reader, folder.resolve() / "canary", bombs=True)
+        for name, content in files.items():
             (folder / reader / name).write_bytes(content)
-            if len(content) > 64 and not name.startswith(("bomb", "good")):
-                (folder / reader / f"cut-{name}").write_bytes(content[: len(content) * 2 // 3])
-            count += 1
-        print(f"{reader}: {count} files")
+        print(f"{reader}: {len(files)} files")
 
 
 if __name__ == "__main__":
