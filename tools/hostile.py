@@ -355,7 +355,7 @@ def image(canary: Path) -> Files:
     exif[0x0112] = 6
     for format in (
         *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000"),
-        *("PPM", "PCX", "TGA", "ICO", "ICNS", "SGI", "QOI", "DDS"),
+        *("PPM", "PCX", "TGA", "SGI", "QOI", "DDS"),
     ):
         yield f"good-{format}.img", encoded(photo, format)
     yield "good-MSP.img", encoded(photo.convert("1"), "MSP")
@@ -364,7 +364,7 @@ def image(canary: Path) -> Files:
     yield "good-cmyk.img", encoded(photo.convert("CMYK"), "JPEG")
     for format in ("PNG", "GIF", "TIFF", "BMP", "PCX", "TGA"):
         yield f"good-palette-{format}.img", encoded(palette, format)
-    for format in ("PNG", "WEBP", "TIFF", "ICO", "TGA", "DDS", "QOI", "AVIF", "JPEG2000"):
+    for format in ("PNG", "WEBP", "TIFF", "TGA", "DDS", "QOI", "AVIF", "JPEG2000"):
         yield f"good-alpha-{format}.img", encoded(alpha, format)
     for kind in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg", "tiff_ccitt", "group4"):
         made = grey.convert("1") if kind in ("tiff_ccitt", "group4") else photo
@@ -372,9 +372,11 @@ def image(canary: Path) -> Files:
     for name, values in {"I16": np.uint16, "F": np.float32, "I": np.int32}.items():
         deep = Image.fromarray(np.arange(64).reshape(8, 8).astype(values))
         yield f"good-{name}.img", encoded(deep, "TIFF")
-    yield "good-rle.img", _rle_bmp(8, 8)
-    yield "good-psd.img", _psd(8, 8)
+    yield "rle.img", _rle_bmp(8, 8)
+    yield "psd.img", _psd(8, 8)
     frames = [Image.new("P", (8, 8), i) for i in range(3)]
+    for format in ("ICO", "ICNS"):
+        yield f"{format}.img", encoded(photo, format)
     yield "frames-gif.img", encoded(frames[0], "GIF", save_all=True, append_images=frames * 300)
     yield "frames-webp.img", encoded(photo, "WEBP", save_all=True, append_images=[photo] * 50)
     yield "frames-apng.img", encoded(photo, "PNG", save_all=True, append_images=[alpha] * 50)
@@ -525,7 +527,10 @@ def _icns(inside: bytes) -> bytes:
 def config(canary: Path) -> Files:
     """Configurations in TOML."""
     yield "good.toml", b'backbone = "vgg16"\nlr = 1e-3\nsize = 96\nstages = "head:3,C5:5"\n'
-    yield "good-tables.toml", b'[[stages]]\nname = "a"\nunfreeze = "head"\nepochs = 2\n[[stages]]\n'
+    yield (
+        "good-tables.toml",
+        b'[[stages]]\nname = "a"\nunfreeze = "head"\nepochs = 2\n[[stages]]\nname = "b"\n',
+    )
     yield (
         "good-all.toml",
         (
@@ -714,7 +719,7 @@ def run(canary: Path) -> Files:
     """model.json of a run, whose weights are those of `good_run`."""
     good = {
         "format": 1,
-        "create": {"name": "lenet5", "num_classes": 3},
+        "create": {"name": "lenet5", "num_classes": 3, "in_chans": 3},
         "preprocess": {"mean": [0, 0, 0], "std": [1, 1, 1]},
         "classes": ["a", "b", "c"],
         "task": "multiclass",
