@@ -291,12 +291,11 @@ def fuzz(reader: str, minutes: float, seed: int, finds: Path, bombs: Path | None
     cases = worker.shared.cases - hostile_cases
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     work = used.ru_utime + used.ru_stime - worked
-    found = len(list(finds.glob(f"{reader}-*"))) - earlier
+    found, most = len(list(finds.glob(f"{reader}-*"))) - earlier, worker.shared.most >> 20
+    rate, slowest = cases / max(work, 1), worker.shared.slowest
     shutil.rmtree(folder, ignore_errors=True)
-    return (
-        f"| {reader} | {minutes:g} | {work:.0f} s | {hostile_cases} | {cases:,} "
-        f"| {cases / max(work, 1):,.0f} | {found} | {worker.shared.slowest:.1f} s | {worker.shared.most / 2**20:,.0f} MB |"
-    )
+    row = f"| {reader} | {minutes:g} | {work:.0f} s | {hostile_cases} | {cases:,} | {rate:,.0f} "
+    return f"{row}| {found} | {slowest:.1f} s | {most:,} MB |"
 
 
 def main() -> None:

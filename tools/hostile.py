@@ -396,12 +396,12 @@ def image(canary: Path) -> Files:
     yield "no-pixels.img", png(8, 8)
     yield "zero-width.img", png(0, 8, (b"IDAT", row))
     yield "vast-header.img", png(0x7FFFFFFF, 0x7FFFFFFF, (b"IDAT", row))
-    yield "text-chunk.img", png(8, 8, (b"zTXt", b"a\0\0" + zeros(64 << 20)), (b"IDAT", row))
+    yield "text-chunk.img", png(8, 8, (b"zTXt", b"a\0\0" + zeros(8 << 20)), (b"IDAT", row))
     yield (
         "text-chunks.img",
         png(8, 8, *[(b"zTXt", b"a\0\0" + zeros(1 << 20))] * 200, (b"IDAT", row)),
     )
-    yield "icc-bomb.img", png(8, 8, (b"iCCP", b"a\0\0" + zeros(256 << 20)), (b"IDAT", row))
+    yield "icc-bomb.img", png(8, 8, (b"iCCP", b"a\0\0" + zeros(16 << 20)), (b"IDAT", row))
     yield "icc-giant.img", encoded(photo, "JPEG", icc_profile=bytes(8 << 20))
     yield (
         "exif-loop.img",
