@@ -160,7 +160,7 @@ class _Header(tarfile.TarInfo):
 def _tar(path: Path) -> Iterator[_Member]:
     with tarfile.open(path, tarinfo=_Header) as archive:
         while info := archive.next():
-            archive.members.clear()  # which tarfile would keep
+            archive.members.clear()  # type: ignore[attr-defined]  # which tarfile would keep
             if info.isdir():
                 if info.name.strip("./"):
                     yield info.name, None
