@@ -1,7 +1,7 @@
 """What do the readers of foreign bytes do with files that were damaged at random?
 
 python benchmarks/fuzz.py [--reader NAME ...] [--minutes M] [--seed S] [--finds FOLDER]
-    [--bombs FOLDER]
+    [--bombs FOLDER] [--changes]
 
 Every case must end as read or as a DlzooError, within SECONDS and GIGABYTE, and run nothing: no
 canary file, no process, no socket, no file opened for writing outside of the working folder. First
@@ -265,19 +265,20 @@ def watch(worker: Worker, work: Callable[[], None], until: float) -> int | None:
     return verdict
 
 
-def fuzz(reader: str, minutes: float, seed: int, finds: Path, bombs: Path | None) -> str:
+def fuzz(reader: str, options: argparse.Namespace) -> str:
     """Give one reader its cases; return the row of the table."""
+    minutes, seed, finds, bombs = options.minutes, options.seed, options.finds, options.bombs
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     finds.mkdir(parents=True, exist_ok=True)
     earlier = len(list(finds.glob(f"{reader}-*")))
     worker = Worker(reader, folder, finds)
-    made = hostile.corpus(reader, worker.canary, bombs=bombs is None)
+    made = hostile.corpus(reader, worker.canary, bombs=not (bombs or options.changes))
     if bombs:
         made |= {path.name: path.read_bytes() for path in bombs.glob(f"{reader}/bomb*")}
     calm = {name: content for name, content in made.items() if not name.startswith("bomb")}
     cut = {f"{n}-{i}": c[: len(c) * i // 3] for n, c in calm.items() for i in (1, 2)}
     made |= cut
-    files = list(made.values())
+    files = [] if options.changes else list(made.values())
     small = [content for content in (calm | cut).values() if len(content) <= SMALL]
     while worker.shared.cases < len(files):
         watch(worker, lambda: fixed(worker, files), float("inf"))
@@ -308,7 +309,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finds", type=Path, default=Path("finds"))
     parser.add_argument("--bombs", type=Path, help="what tools/hostile.py wrote, to save its time")
+    parser.add_argument("--changes", action="store_true", help="only files changed at random")
     options = parser.parse_args()
+    options.finds = options.finds.absolute()
     print("with atheris" if atheris else "without atheris: changes are blind", flush=True)
     columns = "reader|minutes|of the processor|hostile files|changed|a second|finds|slowest|memory"
     print(f"|{columns}|\n{'|---' * 9}|", flush=True)
@@ -317,8 +320,7 @@ def main() -> None:
         for reader in options.reader:
             hostile.reading(reader, Path(tempfile.mkdtemp(prefix="fuzz-")))
     for reader in options.reader:
-        row = fuzz(reader, options.minutes, options.seed, options.finds.absolute(), options.bombs)
-        print(row, flush=True)
+        print(fuzz(reader, options), flush=True)
 
 
 if __name__ == "__main__":
