@@ -68,8 +68,8 @@ _opening = threading.Lock()
 _giant = threading.Lock()  # one image above _GIANT pixels at a time: memory stays bounded
 _GIANT = 25_000_000
 _STRIP = 4_000_000  # pixels that are converted at a time
-# Decoders of these formats, and of four colours, take twice the memory for a pixel.
-_TWICE = ("WEBP", "AVIF", "JPEG2000", "QOI", "DDS", "CMYK")
+# Some decoders, and four colours, take more memory for a pixel: how many others it counts as.
+_WEIGHT = {"WEBP": 2, "AVIF": 2, "JPEG2000": 3, "QOI": 2, "DDS": 2, "CMYK": 2}
 _MAX_SCANS = 20  # of a JPEG of max_pixels (it needs 10), more of a smaller one; each is a pass
 
 # orientation in EXIF -> the view of an upright array in which its pixels lie as in the file
@@ -131,7 +131,7 @@ def _decode(source: bytes | str | Path, limit: int, draft: bool) -> tuple[Probe,
         with _open(data) as image:
             found = Probe(image.width, image.height, str(image.format))
             pixels = found.width * found.height
-            most = limit // 2 if {image.format, image.mode} & {*_TWICE} else limit
+            most = limit // max(_WEIGHT.get(str(of), 1) for of in (image.format, image.mode))
             if pixels > most:
                 raise DataError(
                     "data.image-too-large",
