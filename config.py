@@ -23,8 +23,8 @@ from .units import parse_seconds
 
 Auto = Literal["auto"]
 Switch = Literal["auto", "on", "off"]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0, le=10**9)]
 Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -63,7 +63,7 @@ def _seconds(value: Any) -> Any:
     """Return the whole seconds that `90s`, `10m` or `1.5h` are; other text is left to the check."""
     try:
         return round(parse_seconds(value)) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, OverflowError):
         return value
 
 
@@ -72,7 +72,10 @@ def _steps(value: Any) -> Any:
 
 
 PathText = Annotated[str, BeforeValidator(_path)]
-StageText = Annotated[str, Field(pattern=r"^(auto|\w+(:\d+)?(,\w+(:\d+)?)*)$")]
+StageText = Annotated[str, Field(pattern=r"^(auto|\w+(:[0-9]{1,6})?(,\w+(:[0-9]{1,6})?)*)$")]
+StageTables = Annotated[list[dict[str, Any]], Field(max_length=100)]
+# of a file; tomllib takes seconds for some of twice this size
+MAX_BYTES, MAX_SETTINGS, MAX_DEPTH = 1 << 15, 500, 20
 # heading in the help -> the first field below it
 SECTIONS = {
     "Model": "backbone",
@@ -131,7 +134,7 @@ class FinetuneConfig(BaseModel):
         "auto", "mirror training images left to right"
     )
 
-    stages: StageText | list[dict[str, Any]] = setting(
+    stages: StageText | StageTables = setting(
         "auto",
         "what is trained in turn, with epochs: head:3,C5:5,all:7; in TOML also as tables",
         "auto|head:N,C5:N,...",
@@ -349,12 +352,17 @@ def _check(
 
 def _problem(key: str, value: Any, items: list[Any]) -> str:
     if key not in FIELDS:
-        return f"unknown setting {key!r}{nearest(key, FIELDS)}"
+        return f"unknown setting {_shown(key)}{nearest(key, FIELDS)}"
     if any(item["type"] == "string_pattern_mismatch" for item in items):
-        return f"{key} = {value!r}: should be {form(key)}"
+        return f"{key} = {_shown(value)}: should be {form(key)}"
     rules = (re.sub("^Input should be |, (unable|got).*", "", item["msg"]) for item in items)
     hint = nearest(value, choices(key)) if isinstance(value, str) else ""
-    return f"{key} = {value!r}: should be {' or '.join(dict.fromkeys(rules))}{hint}"
+    return f"{key} = {_shown(value)}: should be {' or '.join(dict.fromkeys(rules))}{hint}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _read_sets(sets: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -373,21 +381,43 @@ def _read_toml(path: Path | str | None) -> tuple[dict[str, Any], dict[str, int]]
     if path is None:
         return {}, {}
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        raw = tomllib.loads(text)
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes are no list of settings")
+        text = content.decode()
+        raw = _sound(tomllib.loads(text))
     except OSError as error:
         raise UsageError(
             "config.not-found", f"cannot read the configuration: {error.strerror}", where=path
         ) from None
     except UnicodeDecodeError:
         raise UsageError("config.invalid", "the file is not UTF-8 text", where=path) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises both, too
         raise UsageError("config.invalid", f"not TOML: {error}", where=path) from None
-    lines = {}
-    for key in raw:
-        at = re.search(rf"^\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]", text, re.MULTILINE)
-        lines[key.replace("-", "_")] = text.count("\n", 0, at.end()) + 1 if at else 1
-    return {key.replace("-", "_"): value for key, value in raw.items()}, lines
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if found := re.match(r"\s*\[*\s*[\"']?([^\"'=.\]]+?)[\"']?\s*[=.\]]", line[:500]):
+            lines.setdefault(found[1], number)
+    return (
+        {key.replace("-", "_"): value for key, value in raw.items()},
+        {key.replace("-", "_"): lines.get(key, 1) for key in raw},
+    )
+
+
+def _sound(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return what a TOML file holds, if there is little of it; raises ValueError otherwise."""
+    if len(raw) > MAX_SETTINGS:
+        raise ValueError(f"it has {len(raw):,} settings")
+    level: list[Any] = [raw]
+    for _ in range(MAX_DEPTH):
+        if any(isinstance(value, int) and abs(value) >= 2**63 for value in level):
+            raise ValueError("it holds a number of more than 64 bits")
+        inner = [v for v in level if isinstance(v, dict | list)]
+        level = [w for v in inner for w in (v.values() if isinstance(v, dict) else v)]
+    if level:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    return raw
 
 
 def _read_env(env: Mapping[str, str]) -> dict[str, str]:

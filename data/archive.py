@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import lzma
+import errno
 import os
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -23,8 +22,15 @@ MAX_FILES = 5_000_000
 MAX_BYTES = 500 * 2**30
 MAX_RATIO = 100  # unpacked to packed; photographs hardly pack at all
 FREE_BYTES = 1 << 20  # below this the ratio is of no interest
+BLOCK = 4096  # what every member counts for at least: it takes a place on the disk
+MAX_HEADER = 1 << 16  # bytes of a tar's long name or extended header
 
-_Member = tuple[str, IO[bytes]]
+# the disk's fault; whatever else goes wrong is the archive's
+_DISK = {
+    getattr(errno, name, None)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE")
+}
+_Member = tuple[str, IO[bytes] | None]  # None: a folder
 
 
 def unpack(path: Path) -> Path:
@@ -36,7 +42,10 @@ def unpack(path: Path) -> Path:
             `data.archive`: not a valid archive. Nothing is left behind then.
         ResourceError: `resource.disk`.
     """
-    target = files.home() / "archives" / files.sha256(path)[:32]
+    try:
+        target = files.home() / "archives" / files.sha256(path)[:32]
+    except OSError as error:
+        raise DataError("data.archive", f"cannot be read: {error.strerror}", where=path) from error
     if target.is_dir():
         return target
     target.parent.mkdir(exist_ok=True)
@@ -48,15 +57,16 @@ def unpack(path: Path) -> Path:
         except OSError:  # another process was faster
             if not target.is_dir():
                 raise
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (DataError, ResourceError):
+        raise
+    except Exception as error:  # zipfile and tarfile raise anything on damaged files
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise ResourceError(
+                "resource.disk", f"cannot unpack: {error.strerror}", where=target.parent
+            ) from error
+        reason = str(error)[:200] or type(error).__name__
         raise DataError(
-            "data.archive", f"not a valid archive: {error}", where=path, fix="download it again"
-        ) from error
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or an exotic compression
-        raise DataError("data.archive", f"cannot be unpacked: {error}", where=path) from error
-    except OSError as error:
-        raise ResourceError(
-            "resource.disk", f"cannot unpack: {error.strerror or error}", where=target.parent
+            "data.archive", f"cannot be unpacked: {reason}", where=path, fix="download it again"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -65,20 +75,27 @@ def unpack(path: Path) -> Path:
 
 def _unpack(path: Path, folder: Path) -> None:
     packed, written = path.stat().st_size, 0
+    most = min(max(FREE_BYTES, MAX_RATIO * packed), MAX_BYTES)
+
+    def count(size: int) -> None:
+        # what is counted is what comes out, not what the archive says of itself
+        nonlocal written
+        written += size
+        if written > most:
+            raise _unsafe(path, f"it unpacks to over {written // max(1, packed)} x its size")
+
     members = _zip(path) if zipfile.is_zipfile(path) else _tar(path)
-    for count, (name, file) in enumerate(members, start=1):
-        if count > MAX_FILES:
+    for number, (name, file) in enumerate(members, start=1):
+        if number > MAX_FILES:
             raise _unsafe(path, f"more than {MAX_FILES:,} files")
+        count(BLOCK)
         out = folder / _safe(path, name)
+        if file is None:
+            continue
         out.parent.mkdir(parents=True, exist_ok=True)
         with file, out.open("wb") as sink:
-            # what is counted is what comes out, not what the archive says of itself
             while chunk := file.read(1 << 18):
-                written += len(chunk)
-                if written > max(FREE_BYTES, MAX_RATIO * packed) or written > MAX_BYTES:
-                    raise _unsafe(
-                        path, f"it unpacks to over {written // max(1, packed)} x its size"
-                    )
+                count(len(chunk))
                 sink.write(chunk)
 
 
@@ -109,24 +126,45 @@ def _safe(path: Path, name: str) -> PurePosixPath:
 def _zip(path: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            _safe(path, info.orig_filename.rstrip("/") or "/")
+            name = info.orig_filename
             if info.is_dir():
+                yield name.rstrip("/") or "/", None
                 continue
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG):
-                raise _unsafe(path, f"{info.filename!r} is a link or a device")
-            yield info.filename, archive.open(info)
+                raise _unsafe(path, f"{name!r} is a link or a device")
+            # the others are unpacked in one piece, whatever its size
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise _unsafe(path, f"{name!r} is compressed by another method than deflate")
+            _safe(path, name)
+            yield name, archive.open(info)
+
+
+class _Header(tarfile.TarInfo):
+    """A tar's header that does not ask for much memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if not header.isreg() and not header.isdir() and header.size > MAX_HEADER:
+            raise tarfile.ReadError("a header of a member is too long")
+        if header.issparse():
+            raise tarfile.ReadError("it holds sparse files")
+        return header
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        # reads a list of any length into memory; no photograph is a file of holes
+        raise tarfile.ReadError("it holds sparse files")
 
 
 def _tar(path: Path) -> Iterator[_Member]:
-    with tarfile.open(path) as archive:
-        for info in archive:
+    with tarfile.open(path, tarinfo=_Header) as archive:
+        while info := archive.next():
+            archive.members.clear()  # type: ignore[attr-defined]  # which tarfile would keep
             if info.isdir():
                 if info.name.strip("./"):
-                    _safe(path, info.name)
-                continue
-            if not info.isreg():
+                    yield info.name, None
+            elif info.isreg():
+                yield info.name, archive.extractfile(info)
+            else:
                 raise _unsafe(path, f"{info.name!r} is a link or a device")
-            file = archive.extractfile(info)
-            assert file is not None  # a regular file has content
-            yield info.name, file

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from ..errors import DataError
 
 MAX_PIXELS = 100_000_000
 
-# The formats worth opening. Left out on purpose: EPS and WMF (they start other programs).
+# The formats worth opening. Left out on purpose: EPS and WMF (they start other programs), ICO and
+# ICNS (Pillow unpacks what is inside, of any size, when it opens them).
 _FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000"),
-    *("PPM", "PCX", "TGA", "ICO", "ICNS", "SGI", "QOI", "DDS", "PSD", "MSP"),
+    *("PPM", "PCX", "TGA", "SGI", "QOI", "DDS", "PSD", "MSP"),
 )
 
 # Names a file of each format may have without a remark.
@@ -42,7 +44,7 @@ EXTENSIONS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
     "TGA": (".tga", ".icb", ".vda", ".vst"),
     "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
-    **{name: (f".{name.lower()}",) for name in ("PCX", "ICO", "ICNS", "QOI", "DDS", "PSD", "MSP")},
+    **{name: (f".{name.lower()}",) for name in ("PCX", "QOI", "DDS", "PSD", "MSP")},
 }
 # Images too, but none that Pillow opens: they are reported as unreadable, never passed over.
 _FOREIGN = (
@@ -57,12 +59,29 @@ _FOREIGN = (
     ".cr3",
     ".nef",
     ".arw",
+    ".ico",
+    ".icns",
 )
 IMAGE_SUFFIXES = frozenset(_FOREIGN).union(*EXTENSIONS.values())
 
 _opening = threading.Lock()
 _giant = threading.Lock()  # one image above _GIANT pixels at a time: memory stays bounded
 _GIANT = 25_000_000
+_STRIP = 4_000_000  # pixels that are converted at a time
+# Some decoders, and four colours, take more memory for a pixel: how many others it counts as.
+_WEIGHT = {"WEBP": 2, "AVIF": 2, "JPEG2000": 3, "QOI": 2, "DDS": 2, "CMYK": 2}
+_MAX_SCANS = 20  # of a JPEG of max_pixels (it needs 10), more of a smaller one; each is a pass
+
+# orientation in EXIF -> the view of an upright array in which its pixels lie as in the file
+_AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: np.rot90,
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
 
 
 class Probe(NamedTuple):
@@ -112,13 +131,17 @@ def _decode(source: bytes | str | Path, limit: int, draft: bool) -> tuple[Probe,
         with _open(data) as image:
             found = Probe(image.width, image.height, str(image.format))
             pixels = found.width * found.height
-            if pixels > limit:
+            most = limit // max(_WEIGHT.get(str(of), 1) for of in (image.format, image.mode))
+            if pixels > most:
                 raise DataError(
                     "data.image-too-large",
-                    f"{found.width} x {found.height} pixels, over the limit of {limit:,}",
+                    f"{found.width} x {found.height} pixels, over the limit of {most:,}",
                     where=where,
                     fix="scale the image down, or raise max_pixels",
                 )
+            jpeg = found.format in ("JPEG", "MPO")
+            if jpeg and data.count(b"\xff\xda") * pixels > _MAX_SCANS * limit:
+                raise DataError("data.unreadable", "a JPEG of very many scans", where=where)
             if draft:
                 image.draft("RGB", (max(1, found.width // 8), max(1, found.height // 8)))
             if pixels > _GIANT and image.width * image.height > _GIANT:
@@ -149,37 +172,57 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """Return the first frame, upright, as uint8 (height, width, 3)."""
+    """Return the first frame, upright, as uint8 (height, width, 3).
+
+    It is converted strip by strip: a large image lies in memory twice, and not six times.
+    """
     image.load()
+    orientation = 1
     with suppress(Exception):  # unreadable EXIF says nothing about the pixels, which are fine
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        grey = _eight_bits(image)
-        return np.repeat(grey[..., None], 3, axis=2)
+        noted = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = noted if noted in _AS_STORED else 1
+    width, height = image.size
+    rows = max(1, _STRIP // max(1, width))
+    strips = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    deep = image.mode.startswith(("I", "F"))
+    white = _white(image, max(_values(image.crop(s)).max() for s in strips)) if deep else 0.0
+    upright = np.empty((height, width, 3) if orientation < 5 else (width, height, 3), np.uint8)
+    stored = _AS_STORED.get(orientation, lambda upright: upright)(upright)
+    for strip in strips:
+        part = image.crop(strip)
+        if deep:
+            pixels = (_values(part) * (255 / white) + 0.5).astype(np.uint8)[..., None]
+        else:
+            pixels = np.asarray(_over_white(part))
+        stored[strip[1] : strip[3]] = pixels
+    return upright
+
+
+def _over_white(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"), np.uint8)
+    return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Return a grey image of more than 8 bits as uint8 (height, width).
+def _values(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image).astype(np.float64)
+    return np.maximum(np.nan_to_num(values, posinf=0, neginf=0), 0)
+
+
+def _white(image: Image.Image, top: float) -> float:
+    """Return what is white in a grey image of more than 8 bits whose maximum is `top`.
 
     16-bit values are divided by 257. For 32-bit integers and floats, which have no agreed
     white, it is the smallest of 1 (floats only), 255 and 65535 that covers the image, else its
     maximum.
     """
-    values = np.asarray(image).astype(np.float64)
-    values = np.maximum(np.nan_to_num(values, posinf=0, neginf=0), 0)
-    top = values.max()
     if image.mode.startswith("I;16"):
-        white = 65535.0
-    elif image.mode == "F" and top <= 1:
-        white = 1.0
-    else:
-        white = 255.0 if top <= 255 else 65535.0 if top <= 65535 else top
-    return (values * (255 / white) + 0.5).astype(np.uint8)
+        return 65535.0
+    if image.mode == "F" and top <= 1:
+        return 1.0
+    return 255.0 if top <= 255 else 65535.0 if top <= 65535 else top
 
 
 def _reason(error: Exception) -> str:

@@ -63,7 +63,7 @@ def load_data(
 
     Raises:
         DataError: with one of the ids `data.not-found`, `data.permission`, `data.no-classes`,
-            `data.one-class`, `data.class-too-small`, `data.class-name-clash`,
+            `data.one-class`, `data.class-too-small`, `data.class-name-clash`, `data.class-name`,
             `data.unknown-class`, `data.too-many-bad`, `data.duplicates`, `data.split`,
             `data.split-file`, `data.csv`, `data.labels`, `data.range`, `data.task`,
             `data.unsafe-archive`, `data.offline`; the message says what to do, and `problems`
@@ -187,6 +187,13 @@ def _check_names(source: Source) -> None:
     names |= set(source.expected)
     folded = defaultdict(list)
     for name in sorted(names):
+        if name != name.encode("utf-8", "replace").decode():
+            raise DataError(
+                "data.class-name",
+                f"the class name {name!r} is not valid Unicode",
+                where=source.root or source.name,
+                fix="write the name in UTF-8",
+            )
         folded[unicodedata.normalize("NFC", name).casefold()].append(name)
     for clash in folded.values():
         if len(clash) > 1:

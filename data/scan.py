@@ -110,6 +110,8 @@ def _judge(record: Record, memory: _Memory, max_pixels: int) -> tuple[str, str]:
             stamp, data, sha = _stamp(image), None, ""
         except OSError as error:
             return "data.unreadable", f"cannot be read: {error.strerror}"
+        except ValueError as error:  # such as a NUL in its name
+            return "data.unreadable", f"cannot be read: {error}"
     verdict = memory.get(record.key, stamp)
     if verdict is None or verdict[2] * verdict[3] > max_pixels:
         if isinstance(image, Path):

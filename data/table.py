@@ -41,7 +41,8 @@ def write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Sequence[s
 def read_csv(path: Path, needed: Sequence[str], id: str) -> list[dict[str, str]]:
     """Return the rows of a CSV file as dictionaries, keys lower case, cells unescaped.
 
-    Commas, semicolons and tabs separate; a byte-order mark is dropped.
+    Commas, semicolons and tabs separate; a byte-order mark is dropped. A row that ends early
+    has empty cells there.
 
     Raises:
         DataError: with `id`, if it cannot be read or a needed column is missing.
@@ -65,7 +66,10 @@ def read_csv(path: Path, needed: Sequence[str], id: str) -> list[dict[str, str]]
                 where=path,
                 fix=f"the first line names the columns: {','.join(needed)}",
             )
-    return [dict(zip(header, map(unescape, row), strict=False)) for row in rows[1:] if any(row)]
+    short = dict.fromkeys(header, "")
+    return [
+        short | dict(zip(header, map(unescape, row), strict=False)) for row in rows[1:] if any(row)
+    ]
 
 
 def read_table(path: Path, multilabel: bool = False) -> Source:
@@ -82,7 +86,7 @@ def read_table(path: Path, multilabel: bool = False) -> Source:
     rows = read_csv(path, ("path", "label"), "data.csv")
     for number, row in enumerate(rows, start=2):
         key = PurePath(row["path"].strip()).as_posix() if row["path"].strip() else ""
-        labels = tuple(dict.fromkeys(x.strip() for x in row.get("label", "").split("|")))
+        labels = tuple(dict.fromkeys(x.strip() for x in row["label"].split("|")))
         labels = tuple(label for label in labels if label)
         if not key:
             raise DataError("data.csv", f"row {number} has no path", where=path)
@@ -128,11 +132,11 @@ def apply_split_file(source: Source, path: Path, ignored: Iterable[str] = ()) ->
     """
     wanted: dict[str, str] = {}
     for number, row in enumerate(read_csv(path, ("path", "split"), "data.split-file"), start=2):
-        key, split = row["path"], split_name(row.get("split", ""))
+        key, split = row["path"], split_name(row["split"])
         if split is None:
             raise DataError(
                 "data.split-file",
-                f"row {number}: {row.get('split', '')!r} is no split; train, val or test is",
+                f"row {number}: {row['split']!r} is no split; train, val or test is",
                 where=path,
             )
         if wanted.setdefault(key, split) != split:

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from .. import __version__, files
 from ..errors import DlzooError, ModelError
+from ..zoo import checkpoints
 from ..zoo.from_run import JSON, WEIGHTS, not_a_run
-from ..zoo.from_run import preprocess as as_preprocess
 from ..zoo.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -28,6 +29,20 @@ FORMAT = 1  # of model.json; raised when older readers would misunderstand it
 CHECKED = 16  # images on which cached activations are compared with the whole model
 AGREE = 2e-2  # of the largest logit; float16 activations were seen to move it by 1e-3
 LABELS = "labels.txt"
+
+
+class _Saved(BaseModel):
+    """What model.json holds; whoever made it, it is of these types or refused."""
+
+    format: int
+    create: dict[str, Any]
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    task: Literal["binary", "multiclass", "multilabel"]
+    origin: dict[str, Any]
+    versions: dict[str, str]
+    weights_sha256: str
+    variables_sha256: str
 
 
 def versions() -> dict[str, str]:
@@ -218,18 +233,12 @@ class Classifier:
         directory = Path(directory)
         if not (directory / JSON).is_file():
             raise not_a_run(directory)
-        try:
-            saved = json.loads((directory / JSON).read_text("utf-8"))
-            expected = saved["weights_sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                "model.not-a-run", f"not a model of dlzoo's: {error!r}", where=directory / JSON
-            ) from error
+        saved = _described(directory / JSON)
         if not (directory / WEIGHTS).is_file():
             raise ModelError(
                 "model.not-a-run", "the weights are missing", where=directory / WEIGHTS
             )
-        found = files.sha256(directory / WEIGHTS)
+        found, expected = files.sha256(directory / WEIGHTS), saved.weights_sha256
         if found != expected:
             raise ModelError(
                 "model.hash",
@@ -237,17 +246,42 @@ class Classifier:
                 where=directory / WEIGHTS,
                 fix="copy the whole directory again, or train again",
             )
+        # Keras opens it in this process: what is in it is seen elsewhere first.
+        checkpoints.check_hdf5(directory / WEIGHTS)
         try:
-            preprocess = as_preprocess(saved["preprocess"])
-            model = rebuild(saved["create"], preprocess)
+            outputs = 1 if saved.task == "binary" else len(saved.classes)
+            if saved.create.get("num_classes", outputs) != outputs:
+                raise ValueError(f"{len(saved.classes)} classes are not what the model gives")
+            model = rebuild(saved.create, saved.preprocess)
             model.load_weights(directory / WEIGHTS)
             # Keras leaves what it does not find in the file as it is, with a warning at best.
-            if _digest(model) != saved["variables_sha256"]:
+            if _digest(model) != saved.variables_sha256:
                 raise ValueError("Keras loaded other weights than those saved")
         except Exception as error:
-            raise _unreadable(saved, directory, error) from error
-        origin = saved["origin"] | {"create": saved["create"]}
-        return cls(model, tuple(saved["classes"]), saved["task"], preprocess, origin)
+            raise _unreadable(saved.format, saved.versions, directory, error) from error
+        origin = saved.origin | {"create": saved.create}
+        return cls(model, saved.classes, saved.task, saved.preprocess, origin)
+
+
+def _described(path: Path) -> _Saved:
+    """Return what a model.json says, if it is one."""
+    content = path.read_bytes()
+    try:
+        return _Saved.model_validate_json(content)
+    except ValidationError as error:
+        try:  # one of a later format is no rubbish
+            later = json.loads(content)
+            if later["format"] > FORMAT:
+                raise _unreadable(later["format"], dict(later["versions"]), path.parent, error)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))[:80]
+        raise ModelError(
+            "model.not-a-run",
+            f"not a model of dlzoo's: {place or JSON}: {wrong['msg'][:200]}",
+            where=path,
+        ) from None
 
 
 def _slices(n: int, batch: int = 64) -> list[np.ndarray]:
@@ -283,12 +317,12 @@ def _digest(model: keras.Model) -> str:
     return files.sha256("".join(hashes).encode())
 
 
-def _unreadable(saved: dict, directory: Path, error: Exception) -> DlzooError:
+def _unreadable(format: int, there: dict, directory: Path, error: Exception) -> DlzooError:
     """Say why a well-formed model could not be built: name the versions if they differ."""
-    here, there = versions(), saved.get("versions", {})
+    here = versions()
     differ = [f"{k} {there.get(k)} (here {v})" for k, v in here.items() if there.get(k) != v]
-    if differ or saved.get("format") != FORMAT:
-        text = ", ".join(differ) or f"format {saved.get('format')} (here {FORMAT})"
+    if differ or format != FORMAT:
+        text = ", ".join(differ) or f"format {format} (here {FORMAT})"
         return ModelError(
             "model.version",
             f"saved with {text}, and it cannot be read: {error}",

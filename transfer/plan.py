@@ -5,13 +5,18 @@ A plan is plain data. It is written to the run as `plan.toml`, which `--config` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import UsageError
 
 AUTO = "auto"
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,16 @@ class Stage:
 
     name: str
     unfreeze: str = "head"
-    epochs: int = 10
-    lr: float = 1e-3
+    epochs: Count = 10
+    lr: Amount = 1e-3
     optimizer: str = "adamw"
     schedule: str = "cosine"
-    warmup: float = 0.1
-    decay: float = 1.0
-    weight_decay: float = 0.0
-    batch: int = 32
-    views: int = 1
-    patience: int = 5
+    warmup: Amount = 0.1
+    decay: Amount = 1.0
+    weight_decay: Amount = 0.0
+    batch: Count = 32
+    views: Count = 1
+    patience: Count = 5
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,9 @@ class Plan:
             raise UsageError("plan.empty", "a plan needs at least one stage")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
-            raise UsageError("plan.stage-twice", f"two stages have one name: {', '.join(names)}")
+            raise UsageError(
+                "plan.stage-twice", f"two stages have one name: {', '.join(names)[:200]}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain TOML values."""
@@ -123,18 +130,34 @@ class Plan:
         """Return the plan that `to_dict` gave.
 
         Raises:
-            UsageError: `plan.unknown` naming a key that no plan has.
+            UsageError: `plan.unknown` naming a key that no plan has, `plan.stages` for a stage
+                with a value of another kind.
         """
         plain = dict(plain)
-        stages = tuple(Stage(**_known(Stage, stage)) for stage in plain.pop("stages"))
+        stages = tuple(map(_stage, plain.pop("stages")))
         taps = tuple(plain.pop("taps", ("C5",)))
         return cls(stages=stages, taps=taps, **_known(cls, plain))
+
+
+def _stage(table: dict[str, Any]) -> Stage:
+    """Return the stage that a table of plan.toml, or of a configuration, describes."""
+    try:
+        return TypeAdapter(Stage).validate_python(_known(Stage, table))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UsageError(
+            "plan.stages",
+            f"a stage's {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}",
+            fix="plan.toml of a run shows what a stage looks like",
+        ) from None
 
 
 def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     unknown = set(values) - {f.name for f in fields(kind)}
     if unknown:
-        raise UsageError("plan.unknown", f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+        raise UsageError(
+            "plan.unknown", f"{kind.__name__} has no {', '.join(sorted(unknown))[:200]}"
+        )
     return values
 
 
@@ -185,7 +208,7 @@ def parse_stages(text: str, known: tuple[Stage, ...]) -> tuple[Stage, ...]:
     found = []
     for item in text.split(","):
         unfreeze, _, epochs = item.strip().partition(":")
-        if not unfreeze or (epochs and not epochs.isdigit()) or epochs == "0":
+        if not unfreeze or not re.fullmatch("([1-9][0-9]{0,5})?", epochs):
             raise UsageError(
                 "plan.stages", f"cannot read the stage {item!r}", fix="--stages head:3,C5:5,all:7"
             )
@@ -221,7 +244,7 @@ def make_plan(
     if isinstance(stages, str) and stages != AUTO:
         chosen = parse_stages(stages, chosen)
     elif not isinstance(stages, str):
-        chosen = tuple(Stage(**_known(Stage, dict(stage))) for stage in stages)
+        chosen = tuple(map(_stage, stages))
     given = {key: value for key, value in overrides.items() if value not in (AUTO, None)}
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}

@@ -185,8 +185,19 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_hdf5(path: Path, empty: bool) -> Layers:
-    """Have hdf5.py find the arrays in a process of its own, and read them."""
+def check_hdf5(path: Path | str) -> None:
+    """Have a Keras HDF5 file looked through by a process of its own.
+
+    Raises:
+        ModelError: as `read_keras` does.
+    """
+    path = Path(path)
+    with _guarded(path):
+        _places(path)
+
+
+def _places(path: Path) -> list:
+    """Have hdf5.py find the arrays in a process of its own."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("hdf5.py")), str(path)]
     # File locks fail on some read-only and network disks, and nothing is written here.
     environment = {**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE", "PYTHONIOENCODING": "utf-8"}
@@ -197,9 +208,14 @@ def _read_hdf5(path: Path, empty: bool) -> Layers:
     answer = json.loads(done.stdout)
     if "refused" in answer:
         raise Refused(*answer["refused"])
+    return answer["layers"]
+
+
+def _read_hdf5(path: Path, empty: bool) -> Layers:
     layers, left = [], path.stat().st_size
+    found = _places(path)
     with path.open("rb") as file:
-        for name, places in answer["layers"]:
+        for name, places in found:
             arrays = []
             for offset, dtype, shape in places:
                 size = math.prod(shape) * np.dtype(dtype).itemsize

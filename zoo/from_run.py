@@ -33,29 +33,36 @@ def row_for_run(variant: Variant, file: Path) -> Weights | None:
     about = file.with_name(JSON)
     if file.name != WEIGHTS or not about.is_file():
         return None
-    saved = json.loads(about.read_text("utf-8"))
-    create, digest = saved["create"], saved["weights_sha256"]
-    if create["name"] != variant.name:
+    try:
+        saved = json.loads(about.read_bytes())
+        create, digest = saved["create"], saved["weights_sha256"]
+        rule, classes = _preprocess(saved["preprocess"]), int(create["num_classes"])
+        name = str(create["name"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            "model.not-a-run", f"not a model of dlzoo's: {error!r:.200}", where=about
+        ) from None
+    if name != variant.name:
         raise ModelError(
             "model.weights-mismatch",
-            f"the run is of {create['name']}, not of {variant.name}",
+            f"the run is of {name}, not of {variant.name}",
             where=file,
-            fix=f"--backbone {create['name']}",
+            fix=f"--backbone {name}",
         )
     if (found := files.sha256(file)) != digest:
         raise ModelError("model.hash", f"expected sha256 {digest} got {found}", where=file)
     return Weights(
         tag=file.name,
         uri=file.absolute().as_uri(),
-        preprocess=replace(preprocess(saved["preprocess"]), bgr=False),  # the kernels were turned
+        preprocess=replace(rule, bgr=False),  # the kernels were turned
         reader="keras",
         licence="unknown",
         origin=RUN,
-        classes=create["num_classes"],
+        classes=classes,
     )
 
 
-def preprocess(saved: dict[str, Any]) -> Preprocess:
+def _preprocess(saved: dict[str, Any]) -> Preprocess:
     """Return what JSON kept of a Preprocess."""
     return Preprocess(**saved | {"mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
 

@@ -22,7 +22,10 @@ import numpy as np
 Place = tuple[int, str, tuple[int, ...]]
 
 MAX_NAMES = 4096  # in one attribute, which HDF5 keeps below 64 KB
-EXTRA_MEMORY = 1 << 30  # bytes, beyond what Python takes
+MAX_ANSWER = 1 << 24  # letters; names can be listed, or nested, to far more than the file
+EXTRA_MEMORY = 1 << 29  # bytes, beyond what Python takes
+WEIGHT = 500  # that one array counts as, so that they are 33,000 at most: a NASNet has 1,500
+MAX_WORK = 15  # seconds of the processor
 
 
 class Refused(Exception):
@@ -38,19 +41,28 @@ def layers(file: h5py.File) -> list[tuple[str, list[Place]]]:
         raise Refused("it does not begin as a file of Keras does", "format")
     root = node(file, "model_weights") if "model_weights" in file else file
     if {"layer_names", "layer_names0"} & set(root.attrs):
-        found = []
+        found, letters = [], 0
         for layer in names(root, "layer_names"):
             weights = names(node(root, layer), "weight_names")
             owners = [name.rpartition("/")[0].rpartition("/")[2] or layer for name in weights]
             if len(set(owners)) == 1:
                 owners = [layer] * len(weights)
             # a model inside the model: its weights are told apart by the names of its layers
+            letters += sum(map(len, weights)) + WEIGHT * len(weights)
+            if letters > MAX_ANSWER:
+                raise Refused("it lists more weights than it can hold")
             for owner, pairs in groupby(zip(owners, weights, strict=True), lambda pair: pair[0]):
                 found.append((owner, [place(node(root, f"{layer}/{name}")) for _, name in pairs]))
         return found
     if "layers" not in root:
         raise Refused("there are no Keras weights in it", "format")
-    return list(walk(node(root, "layers"), "", set()))
+    found, letters = [], 0
+    for layer, places in walk(node(root, "layers"), "", set()):
+        letters += len(layer)
+        if letters > MAX_ANSWER:
+            raise Refused("its names are together longer than the file")
+        found.append((layer, places))
+    return found
 
 
 def walk(group: Any, path: str, seen: set[int]) -> Iterator[tuple[str, list[Place]]]:
@@ -120,6 +132,7 @@ def main(path: str) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + EXTRA_MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_WORK, MAX_WORK))
     try:
         with h5py.File(path, "r") as file:
             print(json.dumps({"layers": layers(file)}))

@@ -78,7 +78,18 @@ def _hugging_face(uri: str) -> tuple[Weights, str]:
     if not found:
         raise UsageError("model.uri", f"{uri!r} names no repository", fix="hf://timm/NAME[@COMMIT]")
     repository, revision = found[1], found[2] or "main"
-    about = _about(repository, revision)
+    try:
+        return _row(uri, repository, _about(repository, revision))
+    except (AttributeError, IndexError, KeyError, TypeError, RecursionError) as odd:
+        raise ModelError(
+            "model.format",
+            f"what the hub says of the repository is not as timm writes it ({odd!r})"[:300],
+            where=repository,
+            fix="a checkpoint of timm, as in hf://timm/resnet18.a1_in1k",
+        ) from odd
+
+
+def _row(uri: str, repository: str, about: dict[str, Any]) -> tuple[Weights, str]:
     config, rule = about["config"], about["config"]["pretrained_cfg"]
     size = rule.get("test_input_size") or rule["input_size"]
     row = Weights(

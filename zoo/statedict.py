@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-MAX_OPS = 1_000_000  # of one pickle; a ResNet-152 has 40,000. Bounds memory and time.
+MAX_OPS = 400_000  # of one pickle; a ResNet-152 has 40,000. Bounds memory and time.
 MAX_DIMS = 8
 
 # The numpy type of torch's storages; numpy has no bfloat16.

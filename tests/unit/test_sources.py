@@ -69,6 +69,22 @@ def hub(tmp_path, monkeypatch):
     thread.join()
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "resnet18", "pretrained_cfg": {}},
+        {"architecture": "resnet18", "pretrained_cfg": None},
+        {"architecture": "resnet18", "pretrained_cfg": {**RULE, "mean": 3}},
+        ["architecture", "pretrained_cfg"],
+    ],
+)
+def test_a_hub_that_says_something_else_is_an_error_and_no_crash(hub, config):
+    hub[f"/timm/resnet18.a1_in1k/resolve/{COMMIT}/config.json"] = json.dumps(config).encode()
+    with pytest.raises(ModelError) as caught:
+        zoo.create_model("hf://timm/resnet18.a1_in1k", weights=None)
+    assert caught.value.id == "model.format"
+
+
 def golden_tensors(name):
     from pathlib import Path
 
