@@ -71,6 +71,25 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, min(low, p)), min(1.0, max(high, p))
 
 
+def columns(labels: np.ndarray) -> np.ndarray:
+    """Return labels with a column for each class, as probabilities have them; binary has two."""
+    labels = np.asarray(labels)
+    return np.hstack([1 - labels, labels]) if labels.shape[1] == 1 else labels
+
+
+def confidence(
+    labels: np.ndarray, probabilities: np.ndarray, task: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how sure each answer is and whether it is right, as `calibration` takes them.
+
+    That is the likeliest class of each image; with a multilabel task every label of it.
+    """
+    true = columns(labels)
+    if task == "multilabel":
+        return probabilities.ravel(), true.ravel() > 0.5
+    return probabilities.max(1), probabilities.argmax(1) == true.argmax(1)
+
+
 def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[list[float]]:
     """Return rows [images, mean confidence, share that was right] of equal-width bins."""
     place = np.minimum((confidence * bins).astype(int), bins - 1)
