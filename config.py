@@ -182,6 +182,7 @@ class FinetuneConfig(BaseModel):
     quantize: Literal["none", "fp16", "int8"] = setting(
         "none", "make exported tflite files smaller"
     )
+    report: bool = setting(True, "write report.html at the end")
     fail_under: Fraction | None = setting(
         None, "exit 9 if test accuracy (0..1) is below", "FLOAT", examples=[0.9]
     )
@@ -215,7 +216,7 @@ class FinetuneConfig(BaseModel):
 
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # what belongs to one call and not to the recipe: never written to config.toml
-OF_A_CALL = ("name", "resume", "dry_run", "offline", "quiet", "verbose")
+OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "verbose")
 
 
 def form(field: str) -> str:

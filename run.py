@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .report.gradcam import Explanation
 
 CHECKED = 64  # images an export is compared on
-SHARE, LEAST, MOST = 0.1, 5.0, 20.0  # of a run's seconds, for the photos of its robustness
+SHARE, LEAST, MOST = 0.05, 3.0, 15.0  # of the seconds of a run: for its robustness
 
 
 @dataclass(frozen=True)
@@ -469,7 +469,8 @@ def finetune(
         if config.export:
             quantize = None if config.quantize == "none" else config.quantize
             run.export(*config.export, quantize=quantize)
-        _report(run)
+        if config.report:
+            _report(run)
     _gate(run, config.fail_under)
     return run
 

@@ -116,7 +116,7 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
     low, high = figures["accuracy_ci"]
     found.append(
         f"The accuracy is measured on {figures['n']:,} photos: with others like them it may be "
-        f"anything from {low:.1%} to {high:.1%} (95 % interval)."
+        f"anything from {100 * low:.1f} to {100 * high:.1f} % (95 % interval)."
     )
     found.append(
         f"One run with one seed ({facts['plan']['seed']}): another seed or another split gives "

@@ -56,6 +56,7 @@ def evaluate(
         "correct": correct,
         "accuracy": correct / n,
         "accuracy_ci": list(wilson(correct, n)),
+        "calibration_error": _error(calibration(*confidence(labels, probabilities, task))),
     }
     return head | figures
 
@@ -118,7 +119,6 @@ def _single(true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str])
         "macro_f1": _macro(scores[2], (counts > 0) | (np.bincount(predicted, minlength=k) > 0)),
         "log_loss": float(-np.log(likelihood).mean()),
         "top5_accuracy": top,
-        "calibration_error": _error(calibration(probabilities.max(1), right)),
         "majority_class": classes[int(counts.argmax())],
         "majority_accuracy": float(counts.max() / n),
         "per_class": _per_class(classes, scores),
@@ -139,7 +139,6 @@ def _multilabel(true: np.ndarray, probabilities: np.ndarray, classes: Sequence[s
         "macro_f1": _macro(scores[2], (true | predicted).sum(0) > 0),
         "log_loss": float(-np.where(true, np.log(p), np.log1p(-p)).mean()),
         "top5_accuracy": None,
-        "calibration_error": _error(calibration(probabilities.ravel(), true.ravel())),
         "majority_class": "|".join(np.asarray(classes)[commonest]),
         "majority_accuracy": float(counts.max() / len(true)),
         "per_class": _per_class(classes, scores),

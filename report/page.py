@@ -209,7 +209,7 @@ def _clock(seconds: float) -> str:
 
 def _plain(text: Any) -> str:
     """Return text that is no Markdown and no HTML, on one line."""
-    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", " ".join(str(text).split()))
+    escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", " ".join(str(text).split()))
     return html.escape(escaped, quote=False)
 
 

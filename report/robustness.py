@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..transfer.classifier import Classifier
 
 PHOTOS = 200  # at most
-CONVERTS = 15.0  # seconds below which a conversion for the fast engine would take most of them
+CONVERTS = 10.0  # seconds below which a conversion for the fast engine would take most of them
 _BATCH = 8  # photos between two looks at the clock
 
 
