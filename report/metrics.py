@@ -61,7 +61,7 @@ def evaluate(
     return head | figures
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion (default z: 95 %), within [0, 1]."""
     p = correct / n
     centre = p + z * z / (2 * n)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PAGE, CARD = "report.html", "MODEL_CARD.md"
 SAMPLES = 8  # training photos shown
+DOTS = 10  # of each kind in the reliability diagram
 _THUMB = 224  # pixels of a photo's side in the page
 _LONG = 30  # rows of a table from which the weakest come first
 
@@ -93,12 +94,13 @@ def _plots(
         p, task = answers[split], classifier.task
         after = calibration.tempered(p, task, found["temperature"])
         series = {
-            name: metrics.calibration(*metrics.confidence(data.labels(split), each, task))
+            name: metrics.calibration(*metrics.confidence(data.labels(split), each, task), DOTS)
             for name, each in (("as it is", p), (f"temperature {found['temperature']:.2f}", after))
         }
         plots.reliability(series, folder / "calibration.png")
         sides = [min(r.width, r.height) for s in data.splits for r in data.records(s)]
-        plots.sizes(sides, classifier.preprocess.size, folder / "sizes.png")
+        if len(set(sides)) > 1:
+            plots.sizes(sides, classifier.preprocess.size, folder / "sizes.png")
     names = [*drawings, "calibration", "sizes"]
     return {n: _uri((folder / f"{n}.png").read_bytes(), "png") for n in names
             if (folder / f"{n}.png").is_file()}  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import files
+from .metrics import wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,15 +146,19 @@ def reliability(series: Mapping[str, Sequence[Sequence[float]]], path: Path | st
     """Draw the share of right answers over how sure they were (a reliability diagram).
 
     Args:
-        series: name to rows of `metrics.calibration`; a dot's area is its number of images.
+        series: name to rows of `metrics.calibration`; a dot's area is its number of images, its
+            line the 95 % interval of the share.
     """
     figure = _figure(5.2, 4.4)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
     for colour, (name, bins) in zip((ORANGE, BLUE), series.items(), strict=False):
         count, sure, right = np.array(bins).T
-        axis.plot(sure, right, color=colour, linewidth=1.2, label=_short(name, 32))
-        axis.scatter(sure, right, 12 + 240 * count / count.sum(), color=colour, alpha=0.6)
+        ends = np.array([wilson(n * share, n) for n, share in zip(count, right, strict=True)]).T
+        axis.vlines(sure, *ends, color=colour, linewidth=1.2, alpha=0.35)
+        area = 14 + 240 * count / count.sum()
+        axis.scatter(sure, right, area, color=colour, alpha=0.75)
+        axis.scatter([], [], 36, color=colour, alpha=0.75, label=_short(name, 32))
     axis.set_xlabel("how sure the answer was")
     axis.set_ylabel("share that was right")
     axis.set_xlim(-0.02, 1.04)
