@@ -26,7 +26,8 @@ def photos(tmp_path_factory):
         (root / name).mkdir()
         for i in range(12):
             rng = np.random.default_rng(100 * number + i)
-            pixels = np.clip(rng.normal(128, 25, (128, 128, 3)), 0, 255).astype("uint8")
+            side = 128 if colour else 140  # so that there are sizes to draw
+            pixels = np.clip(rng.normal(128, 25, (side, side, 3)), 0, 255).astype("uint8")
             y, x = CORNERS[i % 4]
             if colour:
                 pixels[y + 10 : y + 54, x + 10 : x + 54] = colour
