@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..rundir import RunDir
     from ..transfer.classifier import Classifier
 
-WORST, DOUBTED, PAIRS, PROBLEMS = 12, 24, 10, 100  # rows shown at most
+WORST, DOUBTED, PAIRS = 9, 24, 10  # rows shown at most
 FEW = 10  # test photos of a class below which its figures say little
 Answers = Mapping[str, np.ndarray]
 

@@ -17,7 +17,7 @@ from ..zoo import graph
 if TYPE_CHECKING:
     from ..transfer.classifier import Classifier
 
-_BATCH = 8  # the gradient holds every map of a batch
+_BATCH = 9  # the gradient holds every map of a batch
 _STRENGTH = 0.6  # how much of the photo the hottest place hides
 
 
