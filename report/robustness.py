@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .metrics import columns
+from .metrics import columns, wilson
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -58,8 +58,9 @@ def measure(
         seconds: after which no more photos are taken; there are at most 200, and at least 8.
 
     Returns:
-        n; accuracy of the n photos as they are; rows of change, accuracy, and `same`, the share
-        of photos whose answer is what it was. Mirroring is left out where it makes no sense.
+        n; accuracy of the n photos as they are; rows of change, accuracy with its 95 % interval
+        `ci`, and `same`, the share of photos whose answer is what it was. Mirroring is left out
+        where it makes no sense.
     """
     from ..data.pipeline import load_image
 
@@ -85,7 +86,12 @@ def measure(
         "n": done,
         "accuracy": _share(before, true),
         "rows": [
-            {"change": name, "accuracy": _share(now, true), "same": _share(now, before)}
+            {
+                "change": name,
+                "accuracy": _share(now, true),
+                "ci": wilson(_share(now, true) * done, done),
+                "same": _share(now, before),
+            }
             for name, now in after.items()
         ],
     }

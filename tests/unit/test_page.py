@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from dlzoo import finetune, load_data, load_run
 from dlzoo.errors import DataError, UsageError
+from dlzoo.report import robustness
 from PIL import Image
 
 # evil, and told by a patch of colour somewhere on grey noise
@@ -72,7 +73,7 @@ class Page(HTMLParser):
         self.text += data
         if self.lasttag == "h2" and data.strip():
             self.headings.append(data)
-        if self.lasttag in ("td", "th", "meter") and self.rows and data.strip():
+        if self.lasttag in ("td", "th") and self.rows and data.strip():
             self.rows[-1][-1] += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -117,6 +118,11 @@ def test_the_figures_are_those_of_the_files(run, page):
     saved = json.loads((run.path / "model" / "model.json").read_text())
     assert saved["weights_sha256"] in page.text and "Apache-2.0" in page.text
     assert run.directory.read()["data"] in page.text
+    changes = [row for row in page.rows if row[0] in robustness.CHANGES]
+    assert [row[0] for row in changes] == list(robustness.CHANGES)
+    for row in changes:
+        low, _, high, _ = row[2].split()
+        assert int(low) <= float(row[1].split()[0]) <= int(high)
 
 
 def test_plots_are_also_files_and_a_card_is_written(run):
