@@ -18,7 +18,7 @@ import numpy as np
 from . import console
 from .config import FinetuneConfig, resolve
 from .data import Data, load_data
-from .errors import DataError, DlzooError, GateError, UsageError
+from .errors import DataError, DlzooError, ExportError, GateError, UsageError
 from .job import Job
 from .rundir import RunDir
 
@@ -63,6 +63,11 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run {str(self.path)!r}: {self.status}>"
 
+    @property
+    def page(self) -> Path:
+        """Where the report is, if it has been made."""
+        return self.path / "report.html"
+
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the status, the figures, and where the report is."""
         rows = {"run": str(self.path), "status": self.status}
@@ -77,8 +82,8 @@ class Run:
                     )
                     rows[f"{split} macro-F1"] = f"{figures['macro_f1']:.1%}"
             rows["time"] = f"{_duration(found['seconds'])}, {found['epochs']} epochs"
-        if (page := self.path / "report.html").is_file():
-            rows["report"] = str(page)
+        if self.page.is_file():
+            rows["report"] = str(self.page)
         cells = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
 
@@ -417,9 +422,9 @@ class Run:
             )
         else:
             lines.append(f"DONE  no test photos  {_duration(found['seconds'])}")
-        page = self.path / "report.html"
         lines.append(
-            f"      run {self.path}  " + (f"report: {page}" if page.is_file() else "plots/")
+            f"      run {self.path}  "
+            + (f"report: {self.page}" if self.page.is_file() else "plots/")
         )
         return "\n".join(lines)
 
@@ -466,11 +471,17 @@ def finetune(
     run = Run(directory.path, job.data)
     if job.classifier:
         run.__dict__["classifier"] = job.classifier  # fills the cached property
+        refused = None
         if config.export:
             quantize = None if config.quantize == "none" else config.quantize
-            run.export(*config.export, quantize=quantize)
+            try:
+                run.export(*config.export, quantize=quantize)
+            except ExportError as error:  # the report tells of it
+                refused = error
         if config.report:
             _report(run)
+        if refused:
+            raise refused
     _gate(run, config.fail_under)
     return run
 

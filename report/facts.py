@@ -168,10 +168,11 @@ def _pairs(figures: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str,
 
 def _head(rows: Sequence[Mapping[str, str]], best: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the validation accuracy of the head alone and of the model kept, if both were."""
-    head = [float(row["val_acc"]) for row in rows if row["stage"] == "head" and row["val_acc"]]
-    if not head or best["stage"] == "head" or not rows[best["epoch"] - 1]["val_acc"]:
+    head = [float(row["val_acc"]) for row in rows if row["stage"] == "head" and row.get("val_acc")]
+    kept = rows[best["epoch"] - 1].get("val_acc")
+    if not head or not kept or best["stage"] == "head":
         return None
-    return {"head": max(head), "kept": float(rows[best["epoch"] - 1]["val_acc"])}
+    return {"head": max(head), "kept": float(kept)}
 
 
 def _counts(manifest: Path, classes: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from dlzoo import finetune, load_data, load_run
-from dlzoo.errors import DataError, UsageError
+from dlzoo.errors import DataError, ExportError, UsageError
 from dlzoo.report import robustness
 from PIL import Image
 
@@ -240,6 +240,20 @@ def test_every_kind_of_task_has_a_report(tmp_path, kind, test_split):
     with pytest.raises(DataError, match=r"run\.no-data"):
         load_run(made.path).data.splits  # noqa: B018
     assert "made from data in memory" in Page(load_run(made.path).report()).text
+
+
+def test_a_refused_export_is_in_the_report(tmp_path, monkeypatch):
+    x, y, _ = arrays("binary")
+
+    def refuse(*_, **__):
+        return {"passed": False, "n": 1, "max_difference": 1.0, "top1_agreement": 0.0}
+
+    monkeypatch.setattr("dlzoo.export.parity.compare", refuse)
+    with pytest.raises(ExportError, match=r"export\.parity"):
+        finetune("lenet5", load_data((x, y)), out=str(tmp_path), export=["keras"], **TINY)
+    (made,) = tmp_path.iterdir()
+    (row,) = [row for row in Page(made / "report.html").rows if row[0] == "model.keras"]
+    assert row[-1] == "rejected"
 
 
 def test_a_report_that_fails_is_no_failed_run(tmp_path, monkeypatch, capsys):
