@@ -33,7 +33,8 @@ def _line(prediction: Any) -> str:
     top = "  ".join(f"{console.plain(label)} {p:.1%}" for label, p in prediction.top)
     bad = prediction.error is not None
     answer = f"error: {console.plain(prediction.error)}" if bad else top
-    return f"{console.plain(str(prediction.path))}  {answer}"
+    picture = f"  {console.plain(prediction.explained)}" if prediction.explained else ""
+    return f"{console.plain(str(prediction.path))}  {answer}{picture}"
 
 
 def _csv_row(prediction: Any) -> str:
@@ -57,7 +58,8 @@ def _csv(row: Sequence[str]) -> str:
 
 def _json(prediction: Any) -> str:
     top = [{"label": label, "probability": float(p)} for label, p in prediction.top]
-    return console.as_json({"path": str(prediction.path), "error": prediction.error, "top": top})
+    row = {"path": str(prediction.path), "error": prediction.error, "top": top}
+    return console.as_json(row | ({"explained": p} if (p := prediction.explained) else {}))
 
 
 # format -> one line for one prediction

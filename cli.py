@@ -160,15 +160,23 @@ def evaluate(
 @click.option("--topk", type=click.IntRange(1), default=5, help="Classes a photo.  [default: 5]")
 @click.option("--format", "form", type=click.Choice(list(answers.FORMATS)), default="table")
 @click.option("--strict", is_flag=True, help="Exit 3 at the end if a photo could not be read.")
-def predict(run: str, photos: tuple[str, ...], topk: int, form: str, strict: bool) -> None:
+@click.option("--explain", type=click.Choice(["gradcam"]), help="A picture of each: what decided.")
+@click.option("--out", metavar="DIR", help="For these pictures.  [default: the run's plots/]")
+def predict(
+    run: str, photos: tuple[str, ...], topk: int, form: str, strict: bool,
+    explain: str | None, out: str | None,
+) -> None:  # fmt: skip
     """Name what photos show: files, folders, or - (stdin)."""
     from .run import load_run
 
+    if out and not explain:
+        raise UsageError("usage", "--out is for pictures", fix="--explain gradcam")
     loaded = load_run(run)
     if form == "csv":
         console.out(answers.csv_head(topk))
     total = bad = 0
-    for prediction in loaded.predict_stream(answers.photos(photos), topk):
+    folder = (out or loaded.directory.plots) if explain else None
+    for prediction in loaded.predict_stream(answers.photos(photos), topk, explain=folder):
         console.out(answers.FORMATS[form](prediction))
         total += 1
         bad += prediction.error is not None
@@ -213,6 +221,22 @@ def export(
         console.out(f"{name}  {figures['path']}")
         plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
         console.say(", ".join(f"{k} {v}" for k, v in plain.items() if k != "path"))
+
+
+@cli.command()
+@run_argument
+@click.option("--open", "show", is_flag=True, help="Show it in the browser.")
+def report(run: str, show: bool) -> None:
+    """Write report.html of a finished run anew: figures, photos, doubts, exports."""
+    from .run import load_run
+
+    path = load_run(run).report()
+    console.out(str(path))
+    if show:
+        import webbrowser
+
+        if not webbrowser.open(path.absolute().as_uri()):
+            console.say("no browser was found here")
 
 
 @cli.command("lr-find", cls=StageSettings)

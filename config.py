@@ -187,6 +187,7 @@ class FinetuneConfig(BaseModel):
     quantize: Literal["none", "fp16", "int8"] = setting(
         "none", "make exported tflite files smaller"
     )
+    report: bool = setting(True, "write report.html at the end")
     fail_under: Fraction | None = setting(
         None, "exit 9 if test accuracy (0..1) is below", "FLOAT", examples=[0.9]
     )
@@ -223,10 +224,10 @@ class FinetuneConfig(BaseModel):
 
 
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
-# what belongs to one call and not to the recipe: never written to config.toml
 # may be others when a run is resumed: no weight depends on them
 NOT_TRAINING = {"out", "save_every", "export", "quantize", "fail_under"}
-OF_A_CALL = ("name", "resume", "dry_run", "offline", "quiet", "verbose")
+# what belongs to one call and not to the recipe: never written to config.toml
+OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "verbose")
 
 
 def form(field: str) -> str:

@@ -198,7 +198,7 @@ def _option(field: str) -> click.Option:
     info, flag = config.FIELDS[field], f"--{field.replace('_', '-')}"
     names = [*{"quiet": ["-q"], "verbose": ["-v"]}.get(field, []), flag]
     if info.annotation is bool:
-        if field not in config.OF_A_CALL:  # what a file may have switched on
+        if info.default or field not in config.OF_A_CALL:  # what a file may have switched on
             names[-1] += f"/--no-{flag[2:]}"
         return click.Option(names, is_flag=True, default=None, help=info.description)
     shown = "" if info.default in ("auto", None, []) else f" [default: {info.default}]"

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from html import escape
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import console
 from .config import FinetuneConfig, resolve
 from .data import Data, load_data
-from .errors import DataError, DlzooError, GateError, ResumeError, UsageError
+from .errors import DataError, DlzooError, ExportError, GateError, ResumeError, UsageError
 from .job import Job
 from .rundir import RunDir
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .report.gradcam import Explanation
+
 CHECKED = 64  # images an export is compared on
+SHARE, LEAST, MOST = 0.05, 5.0, 15.0  # of the seconds of a run: for its robustness
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one photo: `top` holds (class, probability), the best first.
+    """The answer for one photo.
 
-    `path` is `<ndarray>` or `<bytes>` for a photo that was no file.
+    Attributes:
+        path: of the photo; `<ndarray>` or `<bytes>` if it was no file.
+        error: why it could not be read, or None.
+        top: (class, probability), the best first.
+        explained: path of the picture that shows what spoke for the best, if one was asked for.
     """
 
     path: str
     error: str | None
     top: list[tuple[str, float]]
+    explained: str | None = None
 
 
 class Run:
@@ -51,6 +63,30 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {str(self.path)!r}: {self.status}>"
+
+    @property
+    def page(self) -> Path:
+        """Where the report is, if it has been made."""
+        return self.path / "report.html"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the status, the figures, and where the report is."""
+        rows = {"run": str(self.path), "status": self.status}
+        if self.directory.metrics.is_file():
+            found = self.metrics
+            for split in ("test", "val"):
+                if figures := found[split]:
+                    low, high = figures["accuracy_ci"]
+                    rows[f"{split} accuracy"] = (
+                        f"{figures['accuracy']:.1%} ({figures['correct']}/{figures['n']}, "
+                        f"95 % CI {100 * low:.1f}-{100 * high:.1f})"
+                    )
+                    rows[f"{split} macro-F1"] = f"{figures['macro_f1']:.1%}"
+            rows["time"] = f"{_duration(found['seconds'])}, {found['epochs']} epochs"
+        if self.page.is_file():
+            rows["report"] = str(self.page)
+        cells = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table>{''.join(cells)}</table>"
 
     @property
     def status(self) -> str:
@@ -150,13 +186,46 @@ class Run:
         single = isinstance(photos, (str, Path, bytes)) or getattr(photos, "ndim", 4) < 4
         return list(self.predict_stream([photos] if single else photos, topk))
 
+    def explain(
+        self,
+        photo: str | Path | bytes | np.ndarray,
+        label: str | None = None,
+        tap: str | None = None,
+    ) -> Explanation:
+        """Show what in a photo spoke for a class (Grad-CAM); a notebook shows it as a picture.
+
+        Args:
+            photo: a file, its content, or RGB (height, width, 3) in 0..255.
+            label: the class; default: the one the photo is taken for.
+            tap: the feature map that is looked at; default: the last one.
+
+        Raises:
+            DataError: the photo cannot be read. UsageError: see `report.gradcam.explain`.
+        """
+        from .data.pipeline import load_image
+        from .report import gradcam
+
+        image = load_image(photo, self.classifier.preprocess)
+        return gradcam.explain(self.classifier, image[None], label and [label], tap)[0]
+
     def predict_stream(
-        self, photos: Iterable[Any], topk: int = 5, batch: int = 32
+        self,
+        photos: Iterable[Any],
+        topk: int = 5,
+        batch: int = 32,
+        explain: Path | str | None = None,
     ) -> Iterator[Prediction]:
-        """Give the predictions one by one, reading ahead no more than two batches."""
+        """Give the predictions one by one, reading ahead no more than two batches.
+
+        Args:
+            explain: a folder for a picture of each photo, `NAME-gradcam.png`, that shows what
+                spoke for its answer.
+        """
         from .data.pipeline import load_image
 
-        rule = self.classifier.preprocess
+        rule, written = self.classifier.preprocess, set[str]()
+        if explain is not None:
+            Path(explain).mkdir(parents=True, exist_ok=True)
 
         def load(photo):
             name = str(photo) if isinstance(photo, (str, Path)) else f"<{type(photo).__name__}>"
@@ -170,10 +239,31 @@ class Run:
             ahead = list(pool.map(load, islice(rest, batch)))
             while ahead:
                 coming = [pool.submit(load, path) for path in islice(rest, batch)]
-                yield from self._named(ahead, topk)
+                pictures = self._explained(ahead, explain, written) if explain is not None else {}
+                yield from self._named(ahead, topk, pictures)
                 ahead = [job.result() for job in coming]
 
-    def _named(self, loaded: Sequence[tuple[str, Any]], topk: int) -> Iterator[Prediction]:
+    def _explained(
+        self, loaded: Sequence[tuple[str, Any]], folder: Path | str, written: set[str]
+    ) -> dict[str, str]:
+        """Write a picture of each photo; return path of the photo to path of the picture."""
+        from .report import gradcam
+
+        good = [(path, image) for path, image in loaded if isinstance(image, np.ndarray)]
+        images = np.array([image for _, image in good])
+        found = {}
+        for (path, _), each in zip(good, gradcam.explain(self.classifier, images), strict=True):
+            stem = Path(path).stem
+            names = (f"{stem}{f'-{i}' if i > 1 else ''}-gradcam.png" for i in count(1))
+            name = next(name for name in names if name not in written)  # photos of one name
+            written.add(name)
+            each.save(picture := Path(folder) / name)
+            found[path] = str(picture)
+        return found
+
+    def _named(
+        self, loaded: Sequence[tuple[str, Any]], topk: int, pictures: Mapping[str, str]
+    ) -> Iterator[Prediction]:
         images = [image for _, image in loaded if isinstance(image, np.ndarray)]
         answers = iter(self.classifier.probabilities(np.stack(images)) if images else ())
         for path, image in loaded:
@@ -183,52 +273,84 @@ class Run:
             row = next(answers)
             order = np.argsort(-row, kind="stable")[:topk]
             top = [(self.classifier.classes[i], float(row[i])) for i in order]
-            yield Prediction(path, None, top)
+            yield Prediction(path, None, top, pictures.get(path))
 
     def top_losses(self, n: int = 9, split: str = "test") -> list[dict[str, Any]]:
         """Return the images the classifier was most wrong about, the worst first.
 
         Returns:
-            Dicts of path, label, predicted, probability (of the true class), loss (nats).
+            Dicts of index, path, label, predicted, probability (of the true class), loss (nats).
         """
+        from .report import doubts
+
         labels, found = self._answers(self.data, split)
-        classes, task = self.classifier.classes, self.classifier.task
-        if task == "binary":
-            labels = np.concatenate([1 - labels, labels], axis=1)
-        safe = np.clip(found, 1e-7, 1 - 1e-7)
-        losses = -(labels * np.log(safe)).sum(1)
-        if task == "multilabel":
-            losses -= ((1 - labels) * np.log(1 - safe)).sum(1)
-        keys = self.data.keys(split)
-        return [
-            {
-                "path": keys[i],
-                "label": "|".join(classes[j] for j in np.flatnonzero(labels[i])),
-                "predicted": classes[int(found[i].argmax())],
-                "probability": float((labels[i] * found[i]).sum() / max(1, labels[i].sum())),
-                "loss": float(losses[i]),
-            }
-            for i in np.argsort(-losses, kind="stable")[:n]
+        asked = (self.data.keys(split), labels, found)
+        return doubts.worst(*asked, self.classifier.classes, self.classifier.task, n)
+
+    def label_errors(self, split: str = "test") -> list[dict[str, Any]]:
+        """Return the images whose label is likely wrong, see `report.doubts.label_errors`.
+
+        The training photos are no use: the classifier knows their labels by heart.
+        """
+        from .report import doubts
+
+        labels, found = self._answers(self.data, split)
+        asked = (self.data.keys(split), labels, found)
+        return doubts.label_errors(*asked, self.classifier.classes, self.classifier.task)
+
+    def show(self, n: int = 9, split: str = "test") -> Figure:
+        """Return a figure of the photos of `top_losses`, as the model sees them."""
+        from .data.pipeline import load_image
+        from .report import plots
+
+        rows, records = self.top_losses(n, split), self.data.records(split)
+        pixels = (records[row["index"]].pixels(self.data.max_pixels) for row in rows)
+        images = [load_image(each, self.classifier.preprocess) for each in pixels]
+        titles = [
+            f"{row['label']} ({row['probability']:.0%}), taken for {row['predicted']}"
+            if row["label"] != row["predicted"]
+            else f"{row['label']} ({row['probability']:.0%})"
+            for row in rows
         ]
+        return plots.gallery(images, titles)
 
     def most_confused(self, n: int = 10) -> list[tuple[str, str, int]]:
         """Return (true class, predicted class, images) of the test split, most frequent first."""
         if self.classifier.task == "multilabel":
             raise UsageError("run.multilabel", "a multilabel task has no pairs of confused classes")
-        table, classes = np.array(self.metrics["test"]["confusion"]), self.classifier.classes
-        pairs = [
-            (classes[i], classes[j], int(table[i, j])) for i, j in np.argwhere(table > 0) if i != j
-        ]
-        return sorted(pairs, key=lambda pair: -pair[2])[:n]
+        from .report import doubts
 
-    def report(self) -> Path:
-        """Not made by this version: the plots are in `plots/`, the figures in metrics.json."""
-        raise UsageError(
-            "run.report",
-            "this version of dlzoo makes no HTML report",
-            where=self.directory.plots,
-            fix="look at plots/*.png and metrics.json",
-        )
+        return doubts.pairs(self.metrics["test"]["confusion"], self.classifier.classes)[:n]
+
+    def report(self, seconds: float = 60.0) -> Path:
+        """Write report.html, MODEL_CARD.md and the plots; return the path of the page.
+
+        Without the photos (given from Python and gone, or changed since) it is made from the
+        files of the run, and says what is left out.
+
+        Args:
+            seconds: that asking about changed photos may take, about.
+
+        Raises:
+            UsageError: `run.unfinished`.
+        """
+        from .report import page
+
+        if not self.directory.metrics.is_file():
+            raise UsageError(
+                "run.unfinished",
+                f"the run is {self.status}: there is nothing to report yet",
+                where=self.path,
+                fix="dlzoo resume, or train again",
+            )
+        data, why = None, ""
+        try:
+            data = self.data
+        except DlzooError as error:
+            why = error.message
+        if data is not None and data.fingerprint != self.directory.read()["data"]:
+            data, why = None, "the photos are not those of the run any more"
+        return page.build(self.directory, self.classifier, data, why=why, seconds=seconds)
 
     def export(
         self,
@@ -308,7 +430,10 @@ class Run:
             f"      stage {s['name']} waited for images {s['images_share']:.0%} of the time"
             for s in starved
         ]
-        lines.append(f"      run {self.path}  plots {self.directory.plots.name}/")
+        lines.append(
+            f"      run {self.path}  "
+            + (f"report: {self.page}" if self.page.is_file() else "plots/")
+        )
         return "\n".join(lines)
 
 
@@ -351,12 +476,20 @@ def finetune(
     if config.dry_run:
         return job.rehearse()
 
-    def export(directory: RunDir) -> None:
-        if config.export:
-            quantize = None if config.quantize == "none" else config.quantize
-            _run_of(job, directory).export(*config.export, quantize=quantize)
+    def ship(directory: RunDir) -> None:
+        run, refused = _run_of(job, directory), None
+        try:
+            if config.export:
+                quantize = None if config.quantize == "none" else config.quantize
+                run.export(*config.export, quantize=quantize)
+        except ExportError as error:  # the report tells of it
+            refused = error
+        if config.report:
+            _report(run)
+        if refused:
+            raise refused
 
-    run = _run_of(job, job.run(then=export))
+    run = _run_of(job, job.run(then=ship))
     _gate(run, config.fail_under)
     return run
 
@@ -401,6 +534,19 @@ def resume(path: Path | str, **settings: Any) -> Run:
             fix='call finetune again with the data, name= and resume="auto"',
         )
     return finetune(config=config)
+
+
+def _report(run: Run) -> None:
+    """Make the report of a run that has just finished; that it fails is no fault of the run."""
+    seconds = min(MOST, max(LEAST, SHARE * run.metrics["seconds"]))
+    try:
+        with console.progress("making the report"):
+            run.report(seconds=seconds)
+    except Exception as error:
+        reason = (
+            error.message if isinstance(error, DlzooError) else f"{type(error).__name__}: {error}"
+        )
+        console.say(f"no report was made: {reason}; try again with: dlzoo report {run.path}")
 
 
 def _gate(run: Run, wanted: float | None) -> None:

@@ -49,7 +49,7 @@ def main() -> None:
                 write_split(options.data, split, rotation)
                 command = [sys.executable, "-m", "dlzoo", "finetune", "--data", str(options.data)]
                 command += ["--split-file", str(split), "--preset", preset]
-                command += ["--out", str(options.out or folder)]
+                command += ["--out", str(options.out or folder), "--no-report"]
                 began = time.perf_counter()
                 done = subprocess.run(
                     [*command, "--quiet", "--json", *extra], check=True, stdout=subprocess.PIPE

@@ -127,7 +127,10 @@ def main() -> None:
             home = {**environment, "DLZOO_HOME": str(Path(folder) / preset)}
             began = time.perf_counter()
             done = subprocess.run(
-                [*command, "--quiet", "--json"], check=True, stdout=subprocess.PIPE, env=home
+                [*command, "--no-report", "--quiet", "--json"],
+                check=True,
+                stdout=subprocess.PIPE,
+                env=home,
             )
             took = time.perf_counter() - began
             metrics = json.loads(done.stdout)

@@ -56,11 +56,12 @@ def evaluate(
         "correct": correct,
         "accuracy": correct / n,
         "accuracy_ci": list(wilson(correct, n)),
+        "calibration_error": _error(calibration(*confidence(labels, probabilities, task))),
     }
     return head | figures
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion (default z: 95 %), within [0, 1]."""
     p = correct / n
     centre = p + z * z / (2 * n)
@@ -69,6 +70,25 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     # At the ends the exact bound is 0 or 1; rounding must not put it on the wrong side.
     low, high = (centre - spread) / scale, (centre + spread) / scale
     return max(0.0, min(low, p)), min(1.0, max(high, p))
+
+
+def columns(labels: np.ndarray) -> np.ndarray:
+    """Return labels with a column for each class, as probabilities have them; binary has two."""
+    labels = np.asarray(labels)
+    return np.hstack([1 - labels, labels]) if labels.shape[1] == 1 else labels
+
+
+def confidence(
+    labels: np.ndarray, probabilities: np.ndarray, task: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how sure each answer is and whether it is right, as `calibration` takes them.
+
+    That is the likeliest class of each image; with a multilabel task every label of it.
+    """
+    true = columns(labels)
+    if task == "multilabel":
+        return probabilities.ravel(), true.ravel() > 0.5
+    return probabilities.max(1), probabilities.argmax(1) == true.argmax(1)
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[list[float]]:
@@ -99,7 +119,6 @@ def _single(true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str])
         "macro_f1": _macro(scores[2], (counts > 0) | (np.bincount(predicted, minlength=k) > 0)),
         "log_loss": float(-np.log(likelihood).mean()),
         "top5_accuracy": top,
-        "calibration_error": _error(calibration(probabilities.max(1), right)),
         "majority_class": classes[int(counts.argmax())],
         "majority_accuracy": float(counts.max() / n),
         "per_class": _per_class(classes, scores),
@@ -120,7 +139,6 @@ def _multilabel(true: np.ndarray, probabilities: np.ndarray, classes: Sequence[s
         "macro_f1": _macro(scores[2], (true | predicted).sum(0) > 0),
         "log_loss": float(-np.where(true, np.log(p), np.log1p(-p)).mean()),
         "top5_accuracy": None,
-        "calibration_error": _error(calibration(probabilities.ravel(), true.ravel())),
         "majority_class": "|".join(np.asarray(classes)[commonest]),
         "majority_accuracy": float(counts.max() / len(true)),
         "per_class": _per_class(classes, scores),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import files
+from .metrics import wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None
         best = int(np.nanargmin(series["val_loss"])) + 1
     panels = [("loss", "loss"), (score, "accuracy"), ("lr", "learning rate")]
     panels = [(name, title) for name, title in panels if name in series]
-    figure = _figure(8, 0.6 + 2.5 * len(panels))
+    figure = _figure(7, 0.6 + 2 * len(panels))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, title) in zip(axes, panels, strict=True):
         if name == "lr":
@@ -59,7 +60,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None
     _stages(axes, [str(row.get("stage", "")) for row in rows])
     axes[0].legend(fontsize=9, framealpha=0.9, edgecolor="none")
     axes[-1].set_xlabel("epoch")
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes[-1].set_xlim(0.5, len(rows) + 0.5)
     _save(figure, path)
 
@@ -114,7 +115,14 @@ def confusion(metrics: Mapping[str, Any], path: Path | str) -> None:
 
 def samples(images: Sequence[np.ndarray], titles: Sequence[str], path: Path | str) -> None:
     """Draw images (height, width, 3) in 0..255, of any size, in a grid with their titles."""
-    columns = min(len(images), max(1, math.ceil(math.sqrt(len(images)))))
+    _save(gallery(images, titles), path)
+
+
+def gallery(
+    images: Sequence[np.ndarray], titles: Sequence[str], columns: int | None = None
+) -> Figure:
+    """Return a figure of images and their titles, by default about as many columns as lines."""
+    columns = columns or min(len(images), max(1, math.ceil(math.sqrt(len(images)))))
     lines = math.ceil(len(images) / columns)
     wrapped = ["\n".join(textwrap.wrap(_short(title, 48), 24)) for title in titles]
     shapes = [np.shape(image)[:2] for image in images]
@@ -132,6 +140,51 @@ def samples(images: Sequence[np.ndarray], titles: Sequence[str], path: Path | st
         axis.imshow(np.clip(np.asarray(image), 0, 255).astype("uint8"))
         axis.set_anchor("N")
         axis.set_title(title, fontsize=9, pad=4)
+    return figure
+
+
+def reliability(series: Mapping[str, Sequence[Sequence[float]]], path: Path | str) -> None:
+    """Draw the share of right answers over how sure they were (a reliability diagram).
+
+    Args:
+        series: name to rows of `metrics.calibration`; a dot's area is its number of images, its
+            line the 95 % interval of the share.
+    """
+    figure = _figure(5.2, 4.4)
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    for colour, (name, bins) in zip((ORANGE, BLUE), series.items(), strict=False):
+        count, sure, right = np.array(bins).T
+        ends = np.array([wilson(n * share, n) for n, share in zip(count, right, strict=True)]).T
+        axis.vlines(sure, *ends, color=colour, linewidth=1.2, alpha=0.35)
+        area = 14 + 240 * count / count.sum()
+        axis.scatter(sure, right, area, color=colour, alpha=0.75)
+        axis.scatter([], [], 36, color=colour, alpha=0.75, label=_short(name, 32))
+    axis.set_xlabel("how sure the answer was")
+    axis.set_ylabel("share that was right")
+    axis.set_xlim(-0.02, 1.04)
+    axis.set_ylim(-0.04, 1.06)
+    axis.grid(alpha=0.25)
+    axis.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor="none")
+    _save(figure, path)
+
+
+def sizes(sides: Sequence[int], used: int, path: Path | str) -> None:
+    """Draw how many photos have a shorter side of how many pixels, and the size they are given."""
+    figure = _figure(6.4, 2.8)
+    axis = figure.subplots()
+    low, high = min(sides), max(sides)
+    wide = high > 4 * low
+    bins = np.geomspace(low, high, 25) if wide else np.linspace(low - 0.5, high + 0.5, 25)
+    axis.hist(sides, bins=bins.tolist(), color=BLUE, alpha=0.8)
+    if wide:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.axvline(used, color=ORANGE, linestyle="--", label=f"the model sees {used} px")
+    axis.set_xlabel("shorter side in pixels")
+    axis.set_ylabel("photos")
+    axis.grid(axis="y", alpha=0.25)
+    axis.legend(fontsize=9, framealpha=0.9, edgecolor="none")
     _save(figure, path)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.table import write_csv
+from .metrics import columns
 
 COLUMNS = 20  # with more classes than this, no column for each
 
@@ -36,8 +37,7 @@ def write(
         true, predicted = labels > 0.5, probabilities > 0.5
         sure = np.maximum(probabilities, 1 - probabilities).min(1)
     else:
-        true = np.hstack([1 - labels, labels]) if labels.shape[1] == 1 else labels
-        true, predicted = _hot(true), _hot(probabilities)
+        true, predicted = _hot(columns(labels)), _hot(probabilities)
         sure = probabilities.max(1)
     each = list(classes) if len(classes) <= COLUMNS else []
     rows = (

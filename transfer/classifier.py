@@ -284,6 +284,12 @@ def _described(path: Path) -> _Saved:
         ) from None
 
 
+def annotate(directory: Path | str, **facts: Any) -> None:
+    """Add facts to the model.json of a saved classifier; none of them changes its answers."""
+    path = Path(directory) / JSON
+    files.write_json(path, json.loads(path.read_text("utf-8")) | facts)
+
+
 def _slices(n: int, batch: int = 64) -> list[np.ndarray]:
     return np.split(np.arange(n), range(batch, n, batch))
 
@@ -292,7 +298,9 @@ def _compute(model: keras.Model, parts: Iterable[np.ndarray]) -> np.ndarray:
     """Return the outputs of a model in inference mode, for batch after batch."""
     import tensorflow as tf
 
-    forward = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    # one trace, of any batch: TensorFlow warns of many
+    spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
+    forward = tf.function(lambda x: model(x, training=False)).get_concrete_function(spec)
     return np.concatenate([forward(tf.constant(part)).numpy() for part in parts])
 
 

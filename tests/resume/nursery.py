@@ -28,7 +28,7 @@ SETTINGS = {
     "backbone": "tiny", "weights": "none", "stages": STAGES, "batch": 8, "augment": "medium",
     "dropout": 0.3, "size": SIZE, "lr": 0.02, "optimizer": "adam", "taps": ["C4"], "seed": 3,
     "train_bn": True, "deterministic": True, "patience": 2, "save_every": EVERY, "quiet": True,
-    "cache": "on", "val_split": 0.2, "test_split": 0.2, "name": "run",
+    "cache": "on", "report": False, "val_split": 0.2, "test_split": 0.2, "name": "run",
 }  # fmt: skip
 
 

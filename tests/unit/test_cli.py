@@ -25,12 +25,14 @@ class Answer:
     path: str
     error: str | None = None
     top: list = field(default_factory=lambda: [("rose", 0.75), ("=tulip", 0.25)])
+    explained: str | None = None
 
 
 class FakeRun:
     """Stands for a run whose every photo is a rose, unless it is called bad."""
 
     path = Path("runs/net-data-1")
+    directory = types.SimpleNamespace(plots=path / "plots")
     metrics = {"accuracy": 0.9}
     exported = None
 
@@ -41,9 +43,14 @@ class FakeRun:
         ci, counts = [0.8, 0.95], {"correct": 9, "n": 10}
         return {"accuracy": 0.9, "accuracy_ci": ci, "macro_f1": 0.875, **counts, "split": split}
 
-    def predict_stream(self, paths, topk):
+    def predict_stream(self, paths, topk, explain=None):
         for path in paths:
-            yield Answer(path, "truncated", []) if "bad" in path else Answer(path)
+            picture = f"{explain}/{path}.png" if explain else None
+            bad = "bad" in path
+            yield Answer(path, "truncated", []) if bad else Answer(path, explained=picture)
+
+    def report(self):
+        return self.path / "report.html"
 
     def export(self, *formats, **asked):
         self.exported = (formats, asked)
@@ -112,6 +119,29 @@ def test_finetune_takes_settings_from_everywhere(call, run_module, tmp_path, mon
     call("finetune", "--config", tmp_path / "my.toml", "--set", "lr=0.2", "--no-train-bn")
     config = run_module.calls[0]
     assert (config.epochs, config.lr, config.batch, config.train_bn) == (4, 0.2, 7, False)
+
+
+def test_pictures_that_explain_are_asked_for_and_named(call, run_module):
+    explain = ("predict", "runs/x", "a.jpg", "bad.jpg", "--explain", "gradcam")
+    out = call(*explain)[1]
+    assert out.splitlines()[0].endswith("  runs/net-data-1/plots/a.jpg.png")
+    rows = call(*explain, "--format", "jsonl", "--out", "here")[1].splitlines()
+    assert json.loads(rows[0])["explained"] == "here/a.jpg.png"
+    assert "explained" not in json.loads(rows[1])
+    code, _, errors = call("predict", "runs/x", "a.jpg", "--out", "here")
+    assert code == 2 and "--explain gradcam" in errors
+
+
+def test_report_prints_the_page_and_opens_it(call, run_module, monkeypatch):
+    import webbrowser
+
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url))
+    assert call("report", "runs/x") == (0, "runs/net-data-1/report.html\n", "")
+    assert opened == []
+    code, out, errors = call("report", "runs/x", "--open")
+    assert (code, out) == (0, "runs/net-data-1/report.html\n") and "no browser" in errors
+    assert opened[0].startswith("file:///") and opened[0].endswith("/report.html")
 
 
 def test_finetune_prints_the_run_and_tells_the_rest_on_stderr(call, run_module):

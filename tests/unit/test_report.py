@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from dlzoo.errors import DlzooError
-from dlzoo.report import metrics, plots, predictions
+from dlzoo.report import calibration, doubts, metrics, plots, predictions, robustness
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -241,3 +241,100 @@ def test_predictions_of_several_labels(tmp_path):
     (row,) = table(tmp_path, ["a"], labels, p, ("x", "y", "z"), "multilabel")
     assert (row["label"], row["predicted"], row["correct"]) == ("x|y", "x", "0")
     assert row["probability"] == "0.700000"
+
+
+def sure(task, factor, n=4000):
+    """Return labels drawn from known probabilities, and the answers of a model too sure of them."""
+    rng = np.random.default_rng(0)
+    if task == "multiclass":
+        logits = rng.normal(0, 1.5, (n, 4))
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        true = np.array([rng.choice(4, p=row) for row in p])
+        wrong = np.exp(factor * logits)
+        return np.eye(4)[true], wrong / wrong.sum(1, keepdims=True)
+    columns = 1 if task == "binary" else 3
+    logits = rng.normal(0, 1.5, (n, columns))
+    labels = (rng.random((n, columns)) < 1 / (1 + np.exp(-logits))).astype(float)
+    wrong = 1 / (1 + np.exp(-factor * logits))
+    return labels, np.hstack([1 - wrong, wrong]) if task == "binary" else wrong
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+@pytest.mark.parametrize("factor", [3.0, 0.5])
+def test_the_temperature_undoes_what_made_the_answers_wrong(task, factor):
+    labels, p = sure(task, factor)
+    found = calibration.fit(labels, p.astype("float32"), task)
+    assert found == pytest.approx(factor, rel=0.12)
+    after = calibration.tempered(p, task, found)
+    assert after.shape == p.shape
+    if task == "multilabel":
+        assert ((after > 0.5) == (p > 0.5)).all()
+    else:
+        assert (after.argsort(1) == p.argsort(1)).all()
+        assert after.sum(1) == pytest.approx(1)
+    names = list("abcd")[: p.shape[1]]
+    before, now = (metrics.evaluate(labels, each, names, task) for each in (p, after))
+    assert now["calibration_error"] < before["calibration_error"] / 2
+    assert now["log_loss"] == pytest.approx(calibration.log_loss(labels, after, task))
+
+
+def test_the_temperature_of_answers_that_are_all_right_is_bounded():
+    p = np.array([[1.0, 0.0], [0.0, 1.0]], "float32")
+    assert 0.1 <= calibration.fit(np.eye(2), p, "multiclass") <= 10
+    assert np.isfinite(calibration.tempered(p, "multilabel", 0.1)).all()
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_wrong_labels_are_found_and_right_ones_left_alone(task):
+    rng = np.random.default_rng(1)
+    k = {"binary": 2}.get(task, 4)
+    true = rng.integers(0, k, 200)
+    p = np.full((200, k), 0.06) + rng.random((200, k)) / 50
+    p[np.arange(200), true] = 0.85 + rng.random(200) / 50
+    given = true.copy()
+    given[:5] = (true[:5] + 1) % k
+    p[:5] = 0.01  # surer than most, as the method asks for
+    p[np.arange(5), true[:5]] = 0.95
+    labels = np.eye(k)[given]
+    found = doubts.label_errors(
+        [f"{i}.jpg" for i in range(200)],
+        labels[:, 1:] if task == "binary" else labels,
+        p if task == "multilabel" else p / p.sum(1, keepdims=True),
+        [f"c{i}" for i in range(k)],
+        task,
+    )
+    assert {row["index"] for row in found} == set(range(5))
+    for row in found:
+        i = row["index"]
+        assert row["path"] == f"{i}.jpg" and row["own"] < row["other"]
+        if task == "multilabel":  # one label too many and one that lacks
+            told = {(r["label"], r["likelier"]) for r in found if r["index"] == i}
+            wrong, right = f"c{given[i]}", f"c{true[i]}"
+            assert told == {(wrong, f"not {wrong}"), (f"not {right}", right)}
+        else:
+            assert (row["label"], row["likelier"]) == (f"c{given[i]}", f"c{true[i]}")
+
+
+def test_pairs_of_confused_classes_come_by_number():
+    found = doubts.pairs([[5, 1, 0], [3, 9, 0], [0, 2, 7]], "abc")
+    assert found == [("b", "a", 3), ("c", "b", 2), ("a", "b", 1)]
+
+
+def test_photos_are_changed_as_their_names_say():
+    image = np.random.default_rng(0).integers(40, 160, (64, 64, 3)).astype("uint8")
+    found = {name: change(image) for name, change in robustness.CHANGES.items()}
+    assert all(x.shape == image.shape and x.dtype == np.uint8 for x in found.values())
+    assert (found["mirrored"][:, ::-1] == image).all()
+    assert found["30 % darker"].mean() == pytest.approx(0.7 * image.mean(), rel=0.02)
+    assert found["30 % brighter"].mean() == pytest.approx(1.3 * image.mean(), rel=0.02)
+    assert found["blurred"].std() < 0.7 * image.std()
+    assert 0 < np.abs(found["JPEG quality 30"].astype(int) - image).mean() < 40
+
+
+def test_reliability_and_sizes_are_drawn(tmp_path):
+    bins = [[10, 0.3, 0.5], [30, 0.9, 0.8]]
+    plots.reliability({"a": bins, "b $x$": bins[:1]}, tmp_path / "a.png")
+    plots.sizes([100] * 5, 224, tmp_path / "b.png")
+    plots.sizes([30, 100, 4000], 224, tmp_path / "c.png")
+    for name in "abc":
+        shown(tmp_path / f"{name}.png")
