@@ -105,7 +105,8 @@ def photos(root: Path, kills: int, seed: int, preset: str) -> dict:
     def command(name: str) -> list[str]:
         return [
             *(sys.executable, "-m", "dlzoo", "finetune", "--data", str(root)),
-            *("--preset", preset, "--deterministic", "--quiet", "--out", str(base)),
+            *("--preset", preset, "--deterministic", "--quiet", "--no-report"),
+            *("--out", str(base)),
             *("--name", name, "--resume", "auto", "--save-every", "20"),
         ]
 

@@ -4,7 +4,7 @@
 
 The numbers come from the names of the tests (`test_fault_05_...`, `test_pain_07_...`); ids, exit
 codes and lines are those that the tests in tests/faults record while they run. They are run
-unless the report of such a run (pytest --junitxml) is given.
+unless the report of such a run (pytest -o junit_family=xunit1 --junitxml) is given.
 """
 
 from __future__ import annotations
@@ -130,13 +130,15 @@ GAPS = {
     ("pain", 31): "several machines are not supported",
     ("pain", 32): "several machines are not supported",
     ("pain", 33): "TPUs are not promised: the code has run on CPUs alone",
-    ("pain", 34): "frozen BatchNorm by default; training it on several GPUs has not been run",
+    ("pain", 34): "frozen BatchNorm by default; where it trains, replicas share its statistics "
+    "(tests/resume, T8)",
     (
         "pain",
         41,
     ): "not met: memory grows by about 15 MB a stage of a network of 6 MB, as it does by "
     "about 20 MB a compile and fit in plain Keras 3.15 on TensorFlow 2.21 with AdamW",
-    ("pain", 48): "models are flat (every test of the zoo sees all layers); no Grad-CAM yet",
+    ("pain", 48): "models are flat (every test of the zoo sees all layers); Grad-CAM: "
+    "tests/unit/test_page.py",
     ("pain", 51): "a figure and not a behaviour: benchmarks/RESULTS.md",
 }
 REMARKS = {
@@ -221,7 +223,7 @@ TEXT = """\
 # What can go wrong, and what happens then
 
 Written by `python tools/reliability.py`; do not edit. Each row names the tests that show it. Lines
-are those that the tests in tests/faults saw, cut after a while; an error also tells where it is and
+are those that the tests saw, cut after a while; an error also tells where it is and
 how to mend it. What a failing command must not do is change anything: those tests compare all files
 before and after.
 
@@ -244,8 +246,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(sys.argv[1]) if sys.argv[1:] else Path(folder) / "junit.xml"
         if not report.exists():
-            command = [sys.executable, "-m", "pytest", "tests/faults", f"--junitxml={report}"]
-            command += ["-o", "junit_family=xunit1", "--ignore=tests/faults/test_reliability.py"]
+            command = [sys.executable, "-m", "pytest", "tests/resume", "tests/faults"]
+            command += ["-o", "junit_family=xunit1", f"--junitxml={report}"]
+            command += ["--ignore=tests/faults/test_reliability.py"]
             subprocess.run(command, cwd=ROOT, check=True)
         PAGE.write_text(page(seen(report)), "utf-8")
 

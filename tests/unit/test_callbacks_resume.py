@@ -76,7 +76,7 @@ def whole(tmp_path_factory):
     return state(model), history, [callback.state_dict() for callback in kept]
 
 
-@pytest.mark.parametrize("step", [1, 3, 6, 7, 12, 17])
+@pytest.mark.parametrize("step", [1, 6, 9])
 def test_a_fit_goes_on_in_the_middle_of_an_epoch(whole, tmp_path, step):
     expected, whole_history, states = whole
     with pytest.raises(_Killed):

@@ -208,6 +208,7 @@ def test_one_thing_is_compared(call, argv):
     assert code == 2 and "usage.compare" in err
 
 
+@pytest.mark.full
 def test_first_weights_are_compared_with_all_else_the_same(data, tmp_path):
     """A file of the very weights that the same seed gives: both curves are one."""
     keras.utils.set_random_seed(0)
