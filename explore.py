@@ -17,7 +17,7 @@ from .config import FinetuneConfig, resolve
 from .data.records import SPLITS
 from .errors import DlzooError, ModelError, UsageError
 from .job import Job
-from .rundir import RunDir
+from .rundir import RunDir, read_values
 from .zoo import resolve as find_model
 
 if TYPE_CHECKING:
@@ -286,17 +286,15 @@ def compare_runs(runs: Sequence[Any]) -> dict[str, Any]:
     Raises:
         UsageError: `run.not-found`.
     """
-    import json
-    import tomllib
 
     found = []
     for run in runs:
         directory = RunDir.open(getattr(run, "path", run))
         about, config, metrics = directory.read(), {}, {}
         if directory.config.is_file():
-            config = tomllib.loads(directory.config.read_text("utf-8"))
+            config = read_values(directory.config)
         if directory.metrics.is_file():
-            metrics = json.loads(directory.metrics.read_text("utf-8"))
+            metrics = read_values(directory.metrics)
         row = {"run": str(directory.path), "status": about["status"]}
         row["backbone"] = about.get("model", config.get("backbone"))
         row["preset"] = config.get("preset")

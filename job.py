@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shlex
 import shutil
@@ -24,7 +23,7 @@ from .config import NOT_TRAINING, FinetuneConfig, to_toml
 from .data import Data, load_data
 from .errors import DataError, DlzooError, ExportError, Interrupted, ResumeError, UsageError
 from .machine import changes, environment
-from .rundir import RunDir, file_stem, now
+from .rundir import RunDir, file_stem, now, read_values
 from .zoo import resolve as find_model
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ class Job:
 
     def check_same(self, directory: RunDir) -> None:
         """Refuse to go on under other settings or with other photos."""
-        old = tomllib.loads(directory.config.read_text("utf-8"))
+        old = read_values(directory.config)
         new = tomllib.loads(to_toml(self.config))
         compared = (old.keys() | new.keys()) - NOT_TRAINING
         changed = sorted(key for key in compared if old.get(key) != new.get(key))
@@ -243,7 +242,7 @@ class Job:
             deterministic=config.deterministic,
         )
         if begun and begun.plan.is_file():
-            self.build_for(Plan.from_dict(tomllib.loads(begun.plan.read_text("utf-8"))))
+            self.build_for(Plan.from_dict(read_values(begun.plan)))
         elif config.time:
             self.build_in_time(config.time)
         else:
@@ -505,5 +504,5 @@ def _command(directory: RunDir) -> str:
 
 def _epochs(directory: RunDir) -> str:
     """Return `15/15 epochs`: those that ran, of those that ran; early stopping is an end, too."""
-    done = json.loads(directory.metrics.read_text("utf-8"))["epochs"]
+    done = read_values(directory.metrics)["epochs"]
     return f"{done}/{done} epochs"

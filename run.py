@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from .config import FinetuneConfig, resolve
 from .data import Data, load_data
 from .errors import DataError, DlzooError, ExportError, GateError, ResumeError, UsageError
 from .job import Job
-from .rundir import RunDir
+from .rundir import RunDir, read_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +101,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """What metrics.json holds: the figures on the test photos and of the training."""
-        return json.loads(self.directory.metrics.read_text("utf-8"))
+        return read_values(self.directory.metrics)
 
     @cached_property
     def data(self) -> Data:
@@ -114,7 +112,7 @@ class Run:
         """
         if self._data is not None:
             return self._data
-        config = tomllib.loads(self.directory.config.read_text("utf-8"))
+        config = read_values(self.directory.config)
         if not config.get("data"):
             raise DataError(
                 "run.no-data",

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+import tomllib
 import traceback
 from collections.abc import Sequence
 from importlib import metadata
@@ -156,7 +157,7 @@ class RunDir:
 
     def read(self) -> dict[str, Any]:
         """Return what `run.json` says."""
-        return json.loads(self.json.read_text(encoding="utf-8"))
+        return read_values(self.json)
 
     def record(self, **fields: Any) -> None:
         """Set fields of `run.json`; the file is replaced as a whole."""
@@ -201,6 +202,27 @@ class RunDir:
                 raise
         finally:
             self._lock.release()
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return what a JSON or TOML file of a run holds.
+
+    Raises:
+        UsageError: `run.damaged`: it is not there, or not what dlzoo wrote.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("no table of values")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            "run.damaged",
+            f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}",
+            where=path,
+            fix="restore the file from a copy; a run that was never finished has no metrics.json",
+        ) from None
 
 
 def exit_code(error: BaseException) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +13,11 @@ import numpy as np
 
 from ..data import table
 from ..data.records import SPLITS
+from ..rundir import RunDir, read_values
 from . import calibration, doubts, metrics, robustness
 
 if TYPE_CHECKING:
     from ..data import Data
-    from ..rundir import RunDir
     from ..transfer.classifier import Classifier
 
 WORST, DOUBTED, PAIRS = 9, 24, 10  # rows shown at most
@@ -31,8 +29,9 @@ def of_run(directory: RunDir, classifier: Classifier) -> dict[str, Any]:
     """Return what the files of a finished run tell, without its photos."""
     from ..zoo import graph
 
-    about, found = directory.read(), _json(directory.metrics)
-    saved = _json(directory.model / "model.json")
+    about, found = directory.read(), read_values(directory.metrics)
+    saved = read_values(directory.model / "model.json")
+    parity = directory.export / "parity.json"
     rows = read_rows(directory.history)
     main = "test" if found["test"] else "val"
     weights = directory.model / "model.weights.h5"
@@ -42,7 +41,7 @@ def of_run(directory: RunDir, classifier: Classifier) -> dict[str, Any]:
         "classes": list(classifier.classes),
         "about": about,
         "command": _command(directory, about["argv"]),
-        "plan": tomllib.loads(directory.plan.read_text("utf-8")),
+        "plan": read_values(directory.plan),
         "origin": saved["origin"],
         "digest": saved["weights_sha256"],
         "test": found["test"],
@@ -60,7 +59,9 @@ def of_run(directory: RunDir, classifier: Classifier) -> dict[str, Any]:
             "bytes": weights.stat().st_size,
             "size": classifier.preprocess.size,
         },
-        "exports": _json(parity) if (parity := directory.export / "parity.json").is_file() else {},
+        "exports": read_values(parity)
+        if (parity := directory.export / "parity.json").is_file()
+        else {},
         "calibration": saved.get("calibration"),
     }
 
@@ -142,10 +143,6 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file of the run; none if it is not there."""
     return table.read_csv(path, (), "run.damaged") if path.is_file() else []
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
 
 
 def _command(directory: RunDir, argv: Sequence[str]) -> str:

@@ -130,15 +130,11 @@ GAPS = {
     ("pain", 31): "several machines are not supported",
     ("pain", 32): "several machines are not supported",
     ("pain", 33): "TPUs are not promised: the code has run on CPUs alone",
-    ("pain", 34): "frozen BatchNorm by default; where it trains, replicas share its statistics "
-    "(tests/resume, T8)",
     (
         "pain",
         41,
     ): "not met: memory grows by about 15 MB a stage of a network of 6 MB, as it does by "
     "about 20 MB a compile and fit in plain Keras 3.15 on TensorFlow 2.21 with AdamW",
-    ("pain", 48): "models are flat (every test of the zoo sees all layers); Grad-CAM: "
-    "tests/unit/test_page.py",
     ("pain", 51): "a figure and not a behaviour: benchmarks/RESULTS.md",
 }
 REMARKS = {

@@ -226,7 +226,7 @@ def test_fault_28_t7_a_signal_in_validation_loses_no_step(whole, tmp_path):
 
 
 @long
-def test_t8_two_replicas_go_on_as_well(tmp_path):
+def test_t8_pain_34_two_replicas_go_on_as_well(tmp_path):
     """On two devices sums are added in an order of their own: equal to a tolerance."""
     results = []
     for out, deaths in ((tmp_path / "a", ()), (tmp_path / "b", (13, 5))):

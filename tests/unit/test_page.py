@@ -146,7 +146,7 @@ def test_the_temperature_is_stored_and_changes_no_answer(run, photos):
     assert again.evaluate("test") == run.metrics["test"]
 
 
-def test_grad_cam_looks_where_the_evidence_is(run, photos):
+def test_pain_48_grad_cam_looks_where_the_evidence_is(run, photos):
     """PAINS 48: on the flat graph; a quarter of the photo would get 0.25 of an even heat."""
     for i, (y, x) in enumerate(CORNERS):
         found = run.explain(photos / RED / f"{i}.png", RED)

@@ -190,6 +190,7 @@ def test_resuming_under_other_settings_or_photos_is_refused(photos, tmp_path):
         finetune(data=photos, resume="auto", **few, seed=3)
 
 
+@pytest.mark.full
 def test_pain_35_a_file_put_where_the_error_said_is_used(photos, tmp_path, monkeypatch):
     """The way out of fault 19: VGG16's published file, brought by hand, and offline."""
     monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))

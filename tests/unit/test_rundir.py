@@ -137,3 +137,12 @@ def test_what_a_killed_process_was_writing_is_taken_away(tmp_path):
     with run:
         names = {path.name for path in run.path.rglob("*")}
     assert names == {"run.json", ".lock", "ckpt", "notes.part"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, "\udcff"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, content):
+    run = RunDir.create(tmp_path, "run", "x")
+    run.json.write_text(content, errors="surrogateescape")
+    with pytest.raises(UsageError, match=r"run\.damaged.*run\.json cannot be read") as caught:
+        run.read()
+    assert caught.value.where == str(run.json)
