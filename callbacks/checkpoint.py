@@ -166,9 +166,7 @@ class Checkpoints:
         if found:
             for step in (s for s in steps if s > found.step):
                 path = self.folder / _name(step)
-                self.say(
-                    f"resume.fallback: {path.name} is damaged, going on from step {found.step}"
-                )
+                self.say(f"resume.fallback step {found.step}: {path.name} is damaged")
                 shutil.rmtree(aside := path.with_name(path.name + DAMAGED), ignore_errors=True)
                 os.replace(path, aside)
         self.last = found
@@ -205,7 +203,8 @@ class Checkpoints:
         """Return what a failed write is told as."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             base = next(p for p in (self.folder, *self.folder.parents) if p.exists())
-            return self._no_room(_size(groups), shutil.disk_usage(base).free)
+            free = shutil.disk_usage(base).free
+            return self._no_room(_size(groups), free, f": {error.strerror}")
         return ResourceError(
             "resume.permission",
             f"a checkpoint cannot be written: {error.strerror or error}",
@@ -213,10 +212,10 @@ class Checkpoints:
             fix="make the folder writable and resume the run, or put runs elsewhere with --out DIR",
         )
 
-    def _no_room(self, need: int, free: int) -> ResourceError:
+    def _no_room(self, need: int, free: int, why: str = "") -> ResourceError:
         return ResourceError(
             "resume.disk",
-            f"need {need / 1e6:,.0f} MB, free {free / 1e6:,.0f} MB",
+            f"need {need / 1e6:,.0f} MB, free {free / 1e6:,.0f} MB{why}",
             where=self.folder,
             fix="free some space and resume the run; the checkpoints before are kept",
         )

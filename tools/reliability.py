@@ -1,6 +1,6 @@
 """Write docs/RELIABILITY.md: what can go wrong, what happens then, and the test that shows it.
 
-    python tools/reliability.py [JUNIT.xml]
+    python tools/reliability.py [JUNIT.xml ...]
 
 The numbers come from the names of the tests (`test_fault_05_...`, `test_pain_07_...`); ids, exit
 codes and lines are those that the tests in tests/faults record while they run. They are run
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,10 +164,10 @@ def tests() -> dict[Number, list[str]]:
     return dict(found)
 
 
-def seen(report: Path) -> dict[Number, list[tuple[str, str]]]:
+def seen(reports: Iterable[Path]) -> dict[Number, list[tuple[str, str]]]:
     """Return (exit code, line) as the tests recorded them; one for each id of a message."""
     found: dict[Number, dict[str, tuple[str, str]]] = defaultdict(dict)
-    for case in ET.parse(report).iter("testcase"):
+    for case in (case for report in reports for case in ET.parse(report).iter("testcase")):
         if not numbers(case.get("name")):
             continue
         if case.find("failure") is not None or case.find("error") is not None:
@@ -240,13 +241,14 @@ before and after.
 def main() -> None:
     """Run the tests unless their report is given, and write the page."""
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(sys.argv[1]) if sys.argv[1:] else Path(folder) / "junit.xml"
-        if not report.exists():
+        given = [Path(name) for name in sys.argv[1:]]
+        if not given:
+            report = Path(folder) / "junit.xml"
             command = [sys.executable, "-m", "pytest", "tests/resume", "tests/faults"]
             command += ["-o", "junit_family=xunit1", f"--junitxml={report}"]
             command += ["--ignore=tests/faults/test_reliability.py"]
             subprocess.run(command, cwd=ROOT, check=True)
-        PAGE.write_text(page(seen(report)), "utf-8")
+        PAGE.write_text(page(seen(given or [report])), "utf-8")
 
 
 if __name__ == "__main__":

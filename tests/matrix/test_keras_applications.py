@@ -31,7 +31,7 @@ def over(names, default):
     return pytest.mark.parametrize("case", rows(names, default), indirect=True)
 
 
-@over(VARIANTS, SMALLEST | {"resnet50"})
+@over(VARIANTS, SMALLEST - {"nasnet_mobile", "inception_resnet_v2"} | {"resnet50"})
 def test_same_outputs_as_keras_applications(case, close):
     name, _, theirs, preprocess, path = case
     off = to_keras(name, theirs, preprocess, path)

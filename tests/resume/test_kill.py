@@ -49,12 +49,15 @@ FORGET = ["slots", "sums", "seeds", "norm", "weights", "cursor", "WarmupCosine",
           "History"]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "what", [pytest.param(w, marks=[] if w == "cursor" else [long]) for w in FORGET]
-)
+@long
+@pytest.mark.parametrize("what", FORGET)
 def test_t1_whatever_is_left_out_is_noticed(whole, tmp_path, what):
-    """Step 19 is in the middle of an epoch in which everything trains; so is 16, the last saved."""
-    assert run(tmp_path, partial(nursery.at_step, 19)) == -signal.SIGKILL
+    """Step 19 is in the middle of an epoch in which everything trains; so is 16, the last saved.
+
+    The best model is of the epoch before step 26, the last one saved before 28.
+    """
+    step = 28 if what == "BestModel" else 19
+    assert run(tmp_path, partial(nursery.at_step, step)) == -signal.SIGKILL
     run(tmp_path, partial(nursery.forget, what))
     assert nursery.result(tmp_path) != whole
 
