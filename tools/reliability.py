@@ -224,6 +224,29 @@ are those that the tests saw, cut after a while; an error also tells where it is
 how to mend it. What a failing command must not do is change anything: those tests compare all files
 before and after.
 
+## Kill and resume
+
+`make test-resume` (tests/resume) runs the whole job in real processes, ends them by SIGKILL, starts
+them again, and compares all weights, metrics.csv without times and predictions_test.csv, byte for
+byte, with a run that nobody disturbed. The network has convolutions, BatchNorm that trains, dropout
+and augmentation; 3 stages of 2 epochs of 5 steps, a checkpoint every 3 steps, `--deterministic`.
+
+| | what is done | what must come of it |
+|---|---|---|
+| T0 | nothing | the same |
+| T1 | one thing is left out when going on: optimizer slots, sums of metrics, dropout's seeds, BatchNorm's statistics, weights, the step, the schedule, the best model, the history | NOT the same |
+| T2 | killed at 18 moments: first and last steps, in validation, between stages, while activations are computed, while the model, figures, predictions and plots are written, in an export; and before each fsync, link and rename of a checkpoint | the same, nothing left over |
+| T2b | killed every 1 to 20 steps until it is done, 20 seeds | the same, at most 3 checkpoints |
+| T4 | a checkpoint every 1, 7, 100 steps; 1 or 8 images made at once | the same |
+| T5 | each file of the newest checkpoint cut short, changed or gone; all of them | the one before is used; exit 7, nothing touched |
+| T6 | a full disk (a limit on file sizes) | exit 5, goes on from the last good one |
+| T7 | SIGTERM, SIGINT once and twice, SIGHUP, in each stage and in validation | saved within a step, exit 75, the same in the end |
+| T8 | two replicas on one machine, killed twice | the same figures to 1e-5 |
+
+That no sample is skipped or repeated is not looked at by itself: one that were would change the
+weights (T1, the step). Several machines are not supported, so T8 has no workers. Figures are in
+[benchmarks/RESULTS.md](../benchmarks/RESULTS.md).
+
 ## Faults and bad input
 
 | # | fault: what happens | id (exit code) | seen | test, or why there is none |
@@ -235,7 +258,7 @@ before and after.
 | # | complaint | id (exit code) | seen | test, or why there is none |
 |---|---|---|---|---|
 {pains}
-"""
+"""  # noqa: E501
 
 
 def main() -> None:
