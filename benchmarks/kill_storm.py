@@ -57,8 +57,9 @@ def newest(run: Path) -> int:
 def storm(kills: int, seed: int) -> dict:
     """Kill small runs at random times until there have been enough kills."""
     rng, base = random.Random(seed), Path(tempfile.mkdtemp(prefix="dlzoo-storm-"))
+    assert nursery.run(base / "whole") == 0  # this also starts the server that forks the others
     began = time.perf_counter()
-    assert nursery.run(base / "whole") == 0
+    assert nursery.run(base / "timed") == 0
     alone = time.perf_counter() - began
     whole = nursery.result(base / "whole")
     lost, stalls, done, different, runs = [], [], 0, 0, 0
@@ -73,7 +74,8 @@ def storm(kills: int, seed: int) -> dict:
                 child.kill()
                 child.join()
                 done += 1
-                if steps.exists() and steps.read_text().strip():
+                ended = not (out / "run" / "ckpt").is_dir()  # nothing more is to be lost
+                if not ended and steps.exists() and steps.read_text().strip():
                     lost.append(int(steps.read_text().split()[0]) - newest(out / "run"))
                 continue
             if child.exitcode == 0:
