@@ -6,9 +6,7 @@ import csv
 import os
 import shlex
 import shutil
-import signal
 import tempfile
-import threading
 import time
 import tomllib
 from collections import Counter
@@ -24,6 +22,7 @@ from .data import Data, load_data
 from .errors import DataError, DlzooError, ExportError, Interrupted, ResumeError, UsageError
 from .machine import changes, environment
 from .rundir import RunDir, file_stem, now, read_values
+from .signals import listen
 from .zoo import resolve as find_model
 
 if TYPE_CHECKING:
@@ -470,11 +469,7 @@ def _interruptible(directory: RunDir) -> Iterator[None]:
     def leave(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, leave)
+    restore = listen(("SIGTERM", "SIGHUP"), leave)
     try:
         yield
     except KeyboardInterrupt:
@@ -490,8 +485,7 @@ def _interruptible(directory: RunDir) -> Iterator[None]:
             fix=f"go on with: {_command(directory)}",
         ) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        restore()
 
 
 def _command(directory: RunDir) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
-from typing import Any
 
 import numpy as np
 
 from ..errors import DivergedError
+from ..signals import listen
 from .base import CUT, SIGNALLED, Resumable, learning_rate
 
 
@@ -150,7 +149,7 @@ class StopOnSignal(Resumable):
         super().__init__()
         self.cut_validation = cut_validation
         self.received: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._restore: Callable[[], None] | None = None
         self._held = False
 
     def __enter__(self) -> StopOnSignal:
@@ -199,18 +198,14 @@ class StopOnSignal(Resumable):
         setattr(self.model, SIGNALLED, True)
 
     def _install(self) -> None:
-        if self._previous or threading.current_thread() is not threading.main_thread():
-            return
-        self.received = None
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._handle)
+        if self._restore is None:
+            self.received = None
+            self._restore = listen(("SIGINT", "SIGTERM", "SIGHUP"), self._handle)
 
     def _uninstall(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._previous = {}
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

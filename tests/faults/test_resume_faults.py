@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from dlzoo import finetune, load_run
+from photos import coloured
 
 SMALL = {
     "backbone": "lenet5",
@@ -24,15 +25,6 @@ SMALL = {
     "quiet": True,
     "report": False,
 }
-
-
-def arrays(n=60, classes=3):
-    """Return small images whose class is their colour, so that there is something to learn."""
-    rng = np.random.default_rng(0)
-    y = np.arange(n) % classes
-    x = rng.integers(0, 90, (n, 32, 32, 3)).astype("uint8")
-    x[np.arange(n), :, :, y] += 120
-    return x, y
 
 
 def too_large(monkeypatch, limit: int) -> list[int]:
@@ -57,9 +49,9 @@ def test_fault_25_out_of_memory_halves_the_batch_and_keeps_the_step(tmp_path, mo
         "stages": [{"name": "all", "unfreeze": "all", "epochs": 2, "batch": 16}],
     }  # fmt: skip
     settings = {k: v for k, v in SMALL.items() if k not in ("epochs", "batch")} | alike
-    plain = finetune(data=arrays(), out=str(tmp_path / "plain"), **settings)
+    plain = finetune(data=coloured(60), out=str(tmp_path / "plain"), **settings)
     tried = too_large(monkeypatch, 8)
-    halved = finetune(data=arrays(), out=str(tmp_path / "halved"), **settings)
+    halved = finetune(data=coloured(60), out=str(tmp_path / "halved"), **settings)
     assert tried == [16, 8]
     assert [s["batch"] for s in plain.metrics["stages"]] == [16]
     assert [s["batch"] for s in halved.metrics["stages"]] == [8]
@@ -74,20 +66,20 @@ def test_fault_25_out_of_memory_halves_the_batch_and_keeps_the_step(tmp_path, mo
 def test_fault_25_not_for_ever(tmp_path, monkeypatch, raises):
     tried = too_large(monkeypatch, 0)
     with raises("resource.oom", 5):
-        finetune(data=arrays(), out=str(tmp_path), **{**SMALL, "batch": "auto"})
+        finetune(data=coloured(60), out=str(tmp_path), **{**SMALL, "batch": "auto"})
     assert len(tried) == 4 and tried[0] == 8 * tried[-1]
 
 
 def test_fault_26_out_of_memory_with_a_batch_of_the_users(tmp_path, monkeypatch, raises):
     too_large(monkeypatch, 4)
     with raises("resource.oom", 5) as caught:
-        finetune(data=arrays(), out=str(tmp_path), **SMALL)
+        finetune(data=coloured(60), out=str(tmp_path), **SMALL)
     assert "batch of 8" in caught.value.message and "--batch 4" in caught.value.hint
 
 
 def test_fault_27_a_loss_that_is_no_number_stops_with_the_names_of_the_images(tmp_path, raises):
     with raises("train.diverged", 6) as caught:
-        finetune(data=arrays(), out=str(tmp_path), lr=1e30, optimizer="sgd", **SMALL)
+        finetune(data=coloured(60), out=str(tmp_path), lr=1e30, optimizer="sgd", **SMALL)
     assert "loss is" in caught.value.message and "try --lr" in caught.value.hint
     names = caught.value.where.split(", ")
     assert names[0].startswith("image/") and names[-1].endswith("and 3 more")
@@ -108,7 +100,7 @@ def test_fault_15_a_photo_that_vanishes_in_training_keeps_what_was_trained(tmp_p
     """The checkpoint is of the step before; with the photo back, the run goes on to its end."""
     from PIL import Image
 
-    for i, (x, y) in enumerate(zip(*arrays(), strict=True)):
+    for i, (x, y) in enumerate(zip(*coloured(60), strict=True)):
         (folder := tmp_path / "photos" / "rgb"[y]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(x).save(folder / f"{i}.png")
     settings = {**SMALL, "out": str(tmp_path), "name": "run", "data": str(tmp_path / "photos")}
@@ -134,7 +126,7 @@ def interrupted(tmp_path, monkeypatch):
     """Give the settings of a run that a signal ended in its second epoch."""
     from dlzoo.callbacks import History
 
-    settings = {**SMALL, "data": arrays(), "out": str(tmp_path), "name": "run", "epochs": 4}
+    settings = {**SMALL, "data": coloured(60), "out": str(tmp_path), "name": "run", "epochs": 4}
     real = History.epoch_done
 
     def signalled(self, epoch, logs):

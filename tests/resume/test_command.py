@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
+from photos import coloured
 
 
 @pytest.mark.long
@@ -18,12 +18,9 @@ def test_fault_28_29_37_on_the_command_line(tmp_path):
     """
     from PIL import Image
 
-    rng = np.random.default_rng(0)
-    for i in range(60):
-        pixels = rng.integers(0, 90, (32, 32, 3)).astype("uint8")
-        pixels[..., i % 3] += 120  # a colour for each class
-        (folder := tmp_path / "photos" / "rgb"[i % 3]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+    for i, (x, y) in enumerate(zip(*coloured(60), strict=True)):
+        (folder := tmp_path / "photos" / "rgb"[y]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(folder / f"{i}.png")
     command = [sys.executable, "-m", "dlzoo"]
     first = ["finetune", "--data", "photos", "--backbone", "lenet5", "--weights", "none"]
     first += ["--epochs", "400", "--patience", "400", "--lr", "1e-3", "--save-every", "20"]

@@ -12,6 +12,7 @@ from dlzoo.errors import DivergedError, UsageError
 from dlzoo.rundir import RunDir
 from dlzoo.transfer import cache
 from dlzoo.transfer.plan import TOP
+from photos import coloured
 from PIL import Image
 
 SIZE = 32
@@ -23,11 +24,7 @@ SMALL = {"size": SIZE, "quiet": True, "offline": True}
 @pytest.fixture(scope="module")
 def data():
     """48 images in three classes that differ in colour."""
-    rng = np.random.default_rng(0)
-    y = np.arange(48) % 3
-    x = rng.integers(0, 90, (48, SIZE, SIZE, 3)).astype("uint8")
-    x[np.arange(48), :, :, y] += 120
-    return load_data((x, y), val_split=0.25, test_split=0.125)
+    return load_data(coloured(48), val_split=0.25, test_split=0.125)
 
 
 @pytest.fixture(autouse=True)

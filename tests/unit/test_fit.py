@@ -16,6 +16,7 @@ from dlzoo.transfer.fit import rehearse, train
 from dlzoo.transfer.freeze import frozen_part, unfreeze
 from dlzoo.transfer.plan import HEAD, Plan, Stage
 from dlzoo.zoo import graph
+from photos import coloured
 
 SIZE = 32
 QUIET = {"quiet": True}
@@ -24,11 +25,7 @@ QUIET = {"quiet": True}
 @pytest.fixture(scope="module")
 def data():
     """48 images in three classes that differ in colour: enough to learn from in two epochs."""
-    rng = np.random.default_rng(0)
-    y = np.arange(48) % 3
-    x = rng.integers(0, 90, (48, SIZE, SIZE, 3)).astype("uint8")
-    x[np.arange(48), :, :, y] += 120
-    return load_data((x, y), val_split=0.25, test_split=0.0)
+    return load_data(coloured(48), val_split=0.25, test_split=0.0)
 
 
 def build(name="resnet18", seed=0, **options):
