@@ -454,8 +454,9 @@ class _Training:
             f"stage {stage.name}: converged, {len(found.rows)} penalties; l2 {found.l2:.1e} is best"
         )
         chosen = next(row for row in found.rows if row["l2"] == found.l2)
-        every.on_train_batch_end(0)
-        every.on_epoch_end(0, {name: v for name, v in chosen.items() if name != "l2"})
+        figures = {name: value for name, value in chosen.items() if name != "l2"}
+        every.on_train_batch_end(0, figures)  # without them it would be a step passed over
+        every.on_epoch_end(0, figures)
         every.on_train_end()
 
     def callbacks(self, stage: Stage, steps: int) -> list[keras.callbacks.Callback]:

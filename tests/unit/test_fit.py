@@ -145,7 +145,9 @@ def test_a_head_is_fitted_to_convergence(data):
     """No step of gradient descent makes the loss on the features any smaller."""
     model = build(pool="avg", dropout=0.2)
     plan = Plan((replace(HEAD, name="only"),))
-    outcome = train(model, data, plan, rule(model), **QUIET)
+    lines = []
+    outcome = train(model, data, plan, rule(model), log=lines.append, **QUIET)
+    assert len(lines) == 1 and " img/s" in lines[0] and " 0.0 img/s" not in lines[0]
     assert [(row["stage"], row["epoch"]) for row in outcome.rows] == [("only", 1)]
     assert outcome.best["value"] == outcome.rows[0]["val_loss"]
     assert outcome.rows[0]["val_acc"] == 1.0
