@@ -110,7 +110,7 @@ class FinetuneConfig(BaseModel):
     )
 
     data: PathText | None = setting(
-        None, "labelled photos", "digits|flowers|DIR|CSV|tfds:NAME", examples=["flowers"]
+        None, "labelled photos", "digits|flowers|fashion-mnist|DIR|CSV|tfds:NAME", examples=["flowers"]
     )
     task: Literal["auto", "binary", "multiclass", "multilabel"] = setting(
         "auto", "what the labels mean"

@@ -14,7 +14,6 @@ import numpy as np
 
 from . import console, files
 from .config import FinetuneConfig
-from .data import Data
 from .errors import UsageError
 from .job import Job
 
@@ -69,7 +68,8 @@ def compare_starts(
         job.source = data
         job.load_data()
         if not curves:
-            job.data = _some(job.data, images)
+            few = {"train": images, "val": max(1, images // 4), "test": 0}
+            job.data = job.data.some(**few)
         data = job.data
         if size == "auto":
             from .transfer.plan import MIN_SIZE
@@ -145,26 +145,6 @@ def _trained(job: Job, name: str, epochs: int) -> list[float]:
             verbose=0,
         )  # fmt: skip
     return [float(before), *(row["val_acc"] for row in history.rows)]
-
-
-def _some(data: Data, images: int) -> Data:
-    """Return at most so many training photos and a quarter as many to validate on."""
-    most = {"train": images, "val": max(1, images // 4)}
-    kept = [
-        record
-        for split, n in most.items()
-        for record in sorted(data.records(split), key=lambda r: (r.sha256, r.key))[:n]
-    ]
-    return Data(
-        data.name,
-        kept,
-        data.classes,
-        data.task,
-        problems=data.problems,
-        flip=data.flip,
-        root=data.root,
-        max_pixels=data.max_pixels,
-    )
 
 
 def _highest(curves: dict[str, dict[str, Any]], part: str) -> str | None:

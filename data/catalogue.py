@@ -94,6 +94,57 @@ class Data:
         """Return image `i` of a split as uint8 (height, width, 3)."""
         return self.records(split)[i].pixels(self.max_pixels)
 
+    def some(self, **most: int) -> Data:
+        """Return data with at most so many images of a split, as `some(train=800, val=200)`.
+
+        A split that is not named is kept whole. Which images are taken depends on their content
+        alone.
+        """
+        chosen = []
+        for split in SPLITS:
+            records = self.records(split)
+            if split in most:
+                records = sorted(records, key=lambda r: (r.sha256, r.key))[: most[split]]
+            chosen += records
+        return Data(
+            self.name,
+            chosen,
+            self.classes,
+            self.task,
+            problems=self.problems,
+            flip=self.flip,
+            root=self.root,
+            max_pixels=self.max_pixels,
+        )
+
+    def arrays(
+        self, split: str, size: int, *, crop: float = 1.0, channels: int = 3
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a whole split as arrays, for a loop of your own or `model.fit(images, labels)`.
+
+        Args:
+            split: `train`, `val` or `test`. size: height and width in pixels.
+            crop: share of the shorter side that is kept. channels: 3 is RGB, 1 its mean.
+
+        Returns:
+            images float32 (n, size, size, channels) in 0..255, as training sees them without
+            augmentation, and labels as `labels` gives them.
+
+        Raises:
+            DataError: `data.split` if there is no such split or it is empty, `data.vanished`.
+        """
+        from ..zoo.spec import Preprocess
+        from .pipeline import batches, surfacing
+
+        with surfacing(self):
+            found = [
+                image if channels == 3 else image.mean(axis=-1, keepdims=True)
+                for image, _, _ in batches(
+                    self, split, Preprocess(size=size, crop=crop), batch=256
+                ).as_numpy_iterator()
+            ]
+        return np.concatenate(found), self.labels(split)
+
     @property
     def skipped(self) -> int:
         """The number of images that could not be used."""

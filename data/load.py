@@ -15,6 +15,7 @@ from .archive import SUFFIXES as ARCHIVES
 from .archive import unpack
 from .catalogue import Data
 from .folder import existing, read_folder
+from .idx import FASHION, fashion_folder, read_idx
 from .memory import read_digits, read_python
 from .records import SPLITS, Problem, Record, Source
 from .scan import Progress, scan
@@ -44,8 +45,8 @@ def load_data(
     """Return checked data in three splits from whatever holds the images.
 
     Args:
-        source: `digits`; `flowers`; `tfds:NAME` or `tfds:NAME/CONFIG`; a folder of class
-            folders, perhaps below train/, val/ and test/; a CSV file (path, label, perhaps
+        source: `digits`; `flowers`; `fashion-mnist`; `tfds:NAME` or `tfds:NAME/CONFIG`; a folder
+            of class folders, perhaps below train/, val/ and test/; a CSV file (path, label, perhaps
             split; labels `a|b` for multilabel); a zip or tar archive of a folder; from Python
             also `(images, labels)`, a tf.data.Dataset of (image, label), or a dict of splits.
         task: `auto` takes two classes for binary, several labels to an image for multilabel.
@@ -66,7 +67,7 @@ def load_data(
             `data.one-class`, `data.class-too-small`, `data.class-name-clash`, `data.class-name`,
             `data.unknown-class`, `data.too-many-bad`, `data.duplicates`, `data.split`,
             `data.split-file`, `data.csv`, `data.labels`, `data.range`, `data.task`,
-            `data.unsafe-archive`, `data.offline`; the message says what to do, and `problems`
+            `data.unsafe-archive`, `data.idx`, `data.offline`; the message says what to do, and `problems`
             what was found odd before.
         UsageError: an argument that makes no sense.
     """
@@ -137,6 +138,9 @@ def _open(source: Any, classes: Sequence[str] | None) -> Source:
             return read_digits()
         if source == "flowers":
             return read_tfds("tf_flowers", "flowers")
+        if source == "fashion-mnist":
+            folder = fashion_folder()
+            return read_idx(folder, source, FASHION) if folder else read_tfds("fashion_mnist", source)
         if source.startswith("tfds:"):
             return read_tfds(source.removeprefix("tfds:"))
     if not isinstance(source, str | os.PathLike):
