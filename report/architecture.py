@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import files
 from ..zoo import anatomy, graph
-from .plots import BLUE, GREEN, GREY, ORANGE, _figure
+from .plots import BLUE, GREEN, GREY, ORANGE, new_figure
 
 _TILT = 0.35  # how far a map leans back, so that it is seen as a plane
 _GAP = 0.9
@@ -41,7 +41,7 @@ def draw(model: Any, path: Path | str) -> None:
         raise UsageError("report.format", f"no drawing can be made as {Path(path).name!r}",
                          fix="a name that ends in .svg, .png or .pdf")  # fmt: skip
     boxes = _boxes(model)
-    figure = _figure(max(7.0, 1.75 * len(boxes)), 4.6)
+    figure = new_figure(max(7.0, 1.75 * len(boxes)), 4.6)
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.set_axis_off()

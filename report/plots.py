@@ -37,7 +37,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None
         best = int(np.nanargmin(series["val_loss"])) + 1
     panels = [("loss", "loss"), (score, "accuracy"), ("lr", "learning rate")]
     panels = [(name, title) for name, title in panels if name in series]
-    figure = _figure(7, 0.6 + 2 * len(panels))
+    figure = new_figure(7, 0.6 + 2 * len(panels))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, title) in zip(axes, panels, strict=True):
         if name == "lr":
@@ -62,7 +62,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None
     axes[-1].set_xlabel("epoch")
     axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes[-1].set_xlim(0.5, len(rows) + 0.5)
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion(metrics: Mapping[str, Any], path: Path | str) -> None:
@@ -76,12 +76,12 @@ def confusion(metrics: Mapping[str, Any], path: Path | str) -> None:
         _bars(metrics, path)
         return
     counts = np.asarray(metrics["confusion"])
-    names = [_short(name, 24) for name in metrics["per_class"]]
+    names = [shortened(name, 24) for name in metrics["per_class"]]
     k = len(names)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(3.2 + 0.33 * k, 13)
     size = float(np.clip(11 - 0.12 * k, 6, 10))
-    figure = _figure(side + 1.2, side)
+    figure = new_figure(side + 1.2, side)
     axis = figure.subplots()
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(
@@ -110,12 +110,12 @@ def confusion(metrics: Mapping[str, Any], path: Path | str) -> None:
                 axis.text(
                     column, row, str(count), ha="center", va="center", color=colour, size=inner
                 )
-    _save(figure, path)
+    save(figure, path)
 
 
 def samples(images: Sequence[np.ndarray], titles: Sequence[str], path: Path | str) -> None:
     """Draw images (height, width, 3) in 0..255, of any size, in a grid with their titles."""
-    _save(gallery(images, titles), path)
+    save(gallery(images, titles), path)
 
 
 def gallery(
@@ -124,7 +124,7 @@ def gallery(
     """Return a figure of images and their titles, by default about as many columns as lines."""
     columns = columns or min(len(images), max(1, math.ceil(math.sqrt(len(images)))))
     lines = math.ceil(len(images) / columns)
-    wrapped = ["\n".join(textwrap.wrap(_short(title, 48), 24)) for title in titles]
+    wrapped = ["\n".join(textwrap.wrap(shortened(title, 48), 24)) for title in titles]
     shapes = [np.shape(image)[:2] for image in images]
     # Each line as high as its tallest image, within reason, plus the title.
     heights = [
@@ -132,7 +132,7 @@ def gallery(
         + 0.16 * (1 + max(t.count("\n") for t in wrapped[i * columns : (i + 1) * columns]))
         for i in range(lines)
     ]
-    figure = _figure(2.1 * columns + 0.3, sum(heights) + 0.12 * lines + 0.2)
+    figure = new_figure(2.1 * columns + 0.3, sum(heights) + 0.12 * lines + 0.2)
     grid = figure.subplots(lines, columns, squeeze=False, height_ratios=heights)
     for axis in grid.flat:
         axis.axis("off")
@@ -150,7 +150,7 @@ def reliability(series: Mapping[str, Sequence[Sequence[float]]], path: Path | st
         series: name to rows of `metrics.calibration`; a dot's area is its number of images, its
             line the 95 % interval of the share.
     """
-    figure = _figure(5.2, 4.4)
+    figure = new_figure(5.2, 4.4)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
     for colour, (name, bins) in zip((ORANGE, BLUE), series.items(), strict=False):
@@ -159,19 +159,19 @@ def reliability(series: Mapping[str, Sequence[Sequence[float]]], path: Path | st
         axis.vlines(sure, *ends, color=colour, linewidth=1.2, alpha=0.35)
         area = 14 + 240 * count / count.sum()
         axis.scatter(sure, right, area, color=colour, alpha=0.75)
-        axis.scatter([], [], 36, color=colour, alpha=0.75, label=_short(name, 32))
+        axis.scatter([], [], 36, color=colour, alpha=0.75, label=shortened(name, 32))
     axis.set_xlabel("how sure the answer was")
     axis.set_ylabel("share that was right")
     axis.set_xlim(-0.02, 1.04)
     axis.set_ylim(-0.04, 1.06)
     axis.grid(alpha=0.25)
     axis.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor="none")
-    _save(figure, path)
+    save(figure, path)
 
 
 def sizes(sides: Sequence[int], used: int, path: Path | str) -> None:
     """Draw how many photos have a shorter side of how many pixels, and the size they are given."""
-    figure = _figure(6.4, 2.8)
+    figure = new_figure(6.4, 2.8)
     axis = figure.subplots()
     low, high = min(sides), max(sides)
     wide = high > 4 * low
@@ -185,7 +185,7 @@ def sizes(sides: Sequence[int], used: int, path: Path | str) -> None:
     axis.set_ylabel("photos")
     axis.grid(axis="y", alpha=0.25)
     axis.legend(fontsize=9, framealpha=0.9, edgecolor="none")
-    _save(figure, path)
+    save(figure, path)
 
 
 def rates(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, float], path: Path | str) -> None:
@@ -194,7 +194,7 @@ def rates(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, float], path: P
     Args:
         rows: `lr`, `loss` and `smooth` of each step. marks: name to learning rate.
     """
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axis = figure.subplots()
     lr, loss, smooth = (_column(rows, name) for name in ("lr", "loss", "smooth"))
     axis.plot(lr, loss, ".", color=GREY, alpha=0.5, ms=4, label="each batch")
@@ -210,7 +210,7 @@ def rates(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, float], path: P
     axis.set_ylabel("loss")
     axis.grid(alpha=0.25)
     axis.legend(fontsize=9, framealpha=0.9, edgecolor="none")
-    _save(figure, path)
+    save(figure, path)
 
 
 def tradeoff(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
@@ -219,7 +219,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     Args:
         rows: `backbone`, `val_accuracy`, `val_ci`, `ms_one` and `params` of each.
     """
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     axis = figure.subplots()
     x, y = _column(rows, "ms_one"), 100 * _column(rows, "val_accuracy")
     area = np.maximum(_column(rows, "params") / 1e5, 8)  # points^2: 10M parameters are 100
@@ -229,7 +229,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     for row, at, height, size in zip(rows, x, y, area, strict=True):
         side = 1 if at <= (x.min() + x.max()) / 2 else -1  # names stay inside
         axis.annotate(
-            f"{_short(str(row['backbone']), 32)} ({row['params'] / 1e6:.1f}M)",
+            f"{shortened(str(row['backbone']), 32)} ({row['params'] / 1e6:.1f}M)",
             (at, height),
             xytext=(side * (math.sqrt(size / math.pi) + 3), 3),
             textcoords="offset points",
@@ -240,7 +240,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     axis.set_xlabel("milliseconds an image, one at a time")
     axis.set_ylabel("validation accuracy in percent (95 % interval)")
     axis.grid(alpha=0.25)
-    _save(figure, path)
+    save(figure, path)
 
 
 def starts(
@@ -252,11 +252,11 @@ def starts(
         curves: `accuracy` of each, from epoch 0 (before training) on.
         higher: of `start`, `slope` and `asymptote`: which of `curves`.
     """
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     axis = figure.subplots()
     for colour, (name, curve) in zip((BLUE, ORANGE, GREEN, GREY), curves.items(), strict=False):
         y = 100 * np.array(curve["accuracy"])
-        axis.plot(y, color=colour, marker="o", ms=3.5, label=f"weights: {_short(name, 24)}")
+        axis.plot(y, color=colour, marker="o", ms=3.5, label=f"weights: {shortened(name, 24)}")
         steepest = int(np.diff(y).argmax())
         places = {
             "start": (1, y[1], (8, -14)),
@@ -280,19 +280,19 @@ def starts(
     axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=9, framealpha=0.9, edgecolor="none")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _bars(metrics: Mapping[str, Any], path: Path | str) -> None:
     names = list(metrics["per_class"])
-    figure = _figure(8, 1.4 + 0.32 * len(names))
+    figure = new_figure(8, 1.4 + 0.32 * len(names))
     axis = figure.subplots()
     places = np.arange(len(names))
     for shift, key, colour in ((-0.2, "precision", BLUE), (0.2, "recall", ORANGE)):
         values = [metrics["per_class"][name][key] for name in names]
         axis.barh(places + shift, values, 0.38, color=colour, label=key)
     supports = [metrics["per_class"][name]["support"] for name in names]
-    labels = [f"{_short(n, 24)} ({s})" for n, s in zip(names, supports, strict=True)]
+    labels = [f"{shortened(n, 24)} ({s})" for n, s in zip(names, supports, strict=True)]
     axis.set_yticks(places, labels, fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
@@ -301,7 +301,7 @@ def _bars(metrics: Mapping[str, Any], path: Path | str) -> None:
         f"all labels right: {metrics['accuracy'] * 100:.1f} % of {metrics['n']:,}", fontsize=11
     )
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _stages(axes, stages: Sequence[str]) -> None:
@@ -316,7 +316,7 @@ def _stages(axes, stages: Sequence[str]) -> None:
                 axis.axvspan(start + 0.5, end + 0.5, color=GREY, alpha=0.07, linewidth=0)
         room = max(3, int(70 * (end - start) / len(stages)))
         axes[0].annotate(
-            _short(stages[start], room),
+            shortened(stages[start], room),
             ((start + end + 1) / 2, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 4),
@@ -336,7 +336,7 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return np.array([np.nan if v in (None, "") else float(v) for v in values])
 
 
-def _short(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
     """Return text on one line, its middle left out if it is too long."""
     text = " ".join(text.split())
     if len(text) > length:
@@ -345,7 +345,8 @@ def _short(text: str, length: int) -> str:
     return text.replace("$", r"\$")  # or matplotlib would set it as mathematics
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, so many inches wide and high, that finds its own margins."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -353,7 +354,8 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
 
 
-def _save(figure: Figure, path: Path | str) -> None:
+def save(figure: Figure, path: Path | str) -> None:
+    """Write a figure as PNG, atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
