@@ -187,23 +187,42 @@ def models(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         alpha=0.7,
         edgecolors="white",
     )
-    for row in rows:
-        radius = math.sqrt(row["params"] / 2.5e5 / math.pi)
-        axis.annotate(
-            shortened(row["name"], 24),
-            (row["gmacs"], row["top1"]),
-            xytext=(0, radius + 2),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
     axis.set_xscale("log")
     axis.margins(0.12)
     axis.set_xlabel("10⁹ multiply-accumulates for an image")
     axis.set_ylabel("ImageNet top-1 in percent, as published")
     axis.grid(alpha=0.25)
     figure.colorbar(dots, ax=axis, label="year of the paper", fraction=0.04, pad=0.02)
+    _name_dots(figure, axis, rows)
     save(figure, path)
+
+
+def _name_dots(figure: Any, axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write each name where it covers no other one, if there is such a place beside its dot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the places are those of this layout
+    inside, taken = axis.get_window_extent(renderer), []
+    for row in rows:
+        off = math.sqrt(row["params"] / 2.5e5 / math.pi) + 2
+        places = ((0, off, "center", "bottom"), (off, 0, "left", "center"),
+                  (0, -off, "center", "top"), (-off, 0, "right", "center"))  # fmt: skip
+        tried = []
+        for x, y, across, up in places:
+            name = axis.annotate(
+                shortened(row["name"], 24), (row["gmacs"], row["top1"]), xytext=(x, y),
+                textcoords="offset points", ha=across, va=up, fontsize=8,
+            )  # fmt: skip
+            box = name.get_window_extent(renderer)
+            outside = not (inside.x0 < box.x0 and box.x1 < inside.x1)
+            tried.append((sum(map(box.overlaps, taken)) + outside, len(tried), name, box))
+        *_, chosen, box = min(tried, key=lambda t: t[:2])
+        taken.append(box)
+        for _, _, name, _ in tried:
+            if name is not chosen:
+                name.remove()
 
 
 def fields(maps: Mapping[str, np.ndarray], boxes: Mapping[str, int], path: Path | str) -> None:
