@@ -55,7 +55,7 @@ def _resume(value: Any) -> Any:
     return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
 
 
-def _flip(value: Any) -> Any:
+def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
@@ -100,7 +100,9 @@ class FinetuneConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: str = setting(
-        "efficientnet_lite0", "model to start from, as in `dlzoo list`", "NAME[.TAG]"
+        "efficientnet_lite0",
+        "model to start from, as in `dlzoo list`; several make an ensemble",
+        "NAME[.TAG][,NAME...]",
     )
     weights: PathText = setting(
         "auto", "checkpoint tag, a file, a run, or none: from scratch", "TAG|FILE|RUN|none"
@@ -130,7 +132,7 @@ class FinetuneConfig(BaseModel):
     augment: Literal["auto", "none", "light", "medium", "strong"] = setting(
         "auto", "how much training images are varied"
     )
-    flip: Annotated[Switch, BeforeValidator(_flip)] = setting(
+    flip: Annotated[Switch, BeforeValidator(_switch)] = setting(
         "auto", "mirror training images left to right"
     )
 
@@ -160,6 +162,15 @@ class FinetuneConfig(BaseModel):
     train_bn: bool = setting(False, "also train BatchNorm layers and their statistics")
     class_weight: Literal["none", "balanced"] = setting(
         "none", "weigh samples by the rarity of their class"
+    )
+    ensemble: Annotated[int, Field(gt=0, le=100)] = setting(
+        1, "models to train, with seeds and backbones in turn, and to make one of"
+    )
+    average: Literal["auto", "probabilities", "logits", "weights"] = setting(
+        "auto", "what of an ensemble is averaged"
+    )
+    tta: Annotated[Switch, BeforeValidator(_switch)] = setting(
+        "auto", "average the answer over a photo and its mirror image"
     )
 
     dropout: Auto | Share = setting("auto", "share of features dropped by the head")
@@ -225,7 +236,7 @@ class FinetuneConfig(BaseModel):
 
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # may be others when a run is resumed: no weight depends on them
-NOT_TRAINING = {"out", "save_every", "export", "quantize", "fail_under"}
+NOT_TRAINING = {"out", "save_every", "export", "quantize", "fail_under", "average", "tta"}
 # what belongs to one call and not to the recipe: never written to config.toml
 OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "verbose")
 

@@ -412,6 +412,16 @@ class Job:
             raise KeyboardInterrupt
         return outcome
 
+    def mirrored(self, classifier: Classifier) -> Classifier:
+        """Let the classifier look at the mirror image, too, if that is wanted."""
+        from .transfer import combine
+
+        if self.config.tta == "on":
+            return combine.mirrored(classifier)
+        if self.config.tta == "auto" and self.config.preset == "best":
+            return combine.mirrored_if_better(classifier, self.data, console.say)
+        return classifier
+
     def finish(self, directory: RunDir, outcome) -> None:
         """Save the classifier, then everything that tells how good it is."""
         from .report import metrics, plots, predictions
@@ -425,9 +435,10 @@ class Job:
             "backbone": self.variant.name,
             "weights": asdict(self.row) if self.row else None,
             "data": {"name": data.name, "fingerprint": data.fingerprint},
+            "flip": data.flip,
         }
-        self.classifier = classifier = Classifier(
-            self.model, data.classes, data.task, self.rule, origin
+        self.classifier = classifier = self.mirrored(
+            Classifier(self.model, data.classes, data.task, self.rule, origin)
         )
         classifier.save(directory.model)
         found: dict[str, Any] = {"val": None, "test": None}

@@ -67,7 +67,7 @@ def explain(
 
     The channels of a feature map are weighted by how the logit of the class grows with them on
     average, summed up, and what speaks against the class is left out. A head that pools several
-    taps is explained by one of them.
+    taps is explained by one of them; an ensemble by the mean over its members.
 
     Args:
         images: as the model takes them, `(n, size, size, 3)` in 0..255.
@@ -112,7 +112,10 @@ def _model(classifier: Classifier, tap: str | None):
         raise UsageError("explain.no-map", f"{model.name} has no feature maps to look at")
     if tap is not None and tap not in taps:
         raise UsageError("explain.tap", f"no tap {tap!r}{nearest(tap, taps)}", fix=", ".join(taps))
-    return keras.Model(model.input, [taps[tap or list(taps)[-1]], model.output])
+    # of an ensemble the last tap of each member: m1.C5, m2.C5, ...
+    last = {name.rpartition(".")[0]: name for name in taps}
+    chosen = [tap] if tap else list(last.values())
+    return keras.Model(model.input, [[taps[name] for name in chosen], model.output])
 
 
 def _heat(model, images: np.ndarray, chosen: np.ndarray | None, task: str):
@@ -130,9 +133,14 @@ def _heat(model, images: np.ndarray, chosen: np.ndarray | None, task: str):
             score = tf.where(tf.constant(chosen > 0), logits[:, 0], -logits[:, 0])
         else:
             score = tf.gather(logits, chosen, batch_dims=1)
-    slope = tf.cast(tape.gradient(score, maps), tf.float32).numpy().mean((1, 2), keepdims=True)
-    heat = np.maximum((slope * maps.numpy().astype("float32")).sum(-1), 0)
-    heat /= np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
     size = images.shape[2], images.shape[1]
-    smooth = [np.asarray(Image.fromarray(h).resize(size, Image.Resampling.BICUBIC)) for h in heat]
-    return logits.numpy(), [np.clip(h, 0, 1) for h in smooth]
+    found = np.zeros(images.shape[:3], "float32")
+    for each, slopes in zip(maps, tape.gradient(score, maps), strict=True):
+        # the rows behind those of the images are of their mirror images
+        slope = tf.cast(slopes, tf.float32).numpy()[: len(images)].mean((1, 2), keepdims=True)
+        heat = np.maximum((slope * each.numpy()[: len(images)].astype("float32")).sum(-1), 0)
+        heat /= np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
+        found += [
+            np.asarray(Image.fromarray(h).resize(size, Image.Resampling.BICUBIC)) for h in heat
+        ]
+    return logits.numpy(), list(np.clip(found / len(maps), 0, 1))

@@ -331,6 +331,9 @@ class Frozen:
 def deepest(frozen: Frozen, split: str) -> str | None:
     """Return the deepest place at which all plain images of a split are in the cache."""
     try:
+        about = graph.built(frozen.model)
+        if about.copies > 1 or about.members > 1:  # its maps are not those of one image
+            return None
         places = ("features", *reversed(graph.taps(frozen.model)))
     except UsageError:  # not a model of the zoo
         return None

@@ -56,7 +56,10 @@ def versions() -> dict[str, str]:
 def rebuild(create: Mapping[str, Any], preprocess: Preprocess) -> keras.Model:
     """Build the graph again, with fresh weights, that `create` and `preprocess` describe."""
     from .. import zoo
+    from ..zoo import average
 
+    if "members" in create:
+        return average.rebuild(dict(create))
     # JSON knows no tuples.
     wanted: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in create.items()
