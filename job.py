@@ -286,7 +286,7 @@ class Job:
 
         config = self.config
         plan = plan.fitted(self.variant.taps)
-        arguments: dict[str, Any] = {"pool": "avg", "taps": plan.taps}
+        arguments: dict[str, Any] = {"pool": plan.pool, "taps": plan.taps}
         if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
             arguments, plan = {}, replace(plan, taps=())
         with self.machine.strategy.scope():

@@ -64,6 +64,7 @@ class Plan:
         size: image height and width in pixels; 0: as the checkpoint has it.
         crop: share of the shorter side that is kept.
         taps: feature maps whose pooled values the head takes; empty: the paper's own head.
+        pool: how they are pooled, see `zoo.create_model`.
         dropout: before the logits. label_smoothing: 0..1.
         mixup: alpha of the Beta distribution that images (or their activations) are mixed by; 0
             is none.
@@ -79,6 +80,7 @@ class Plan:
     size: int = 0
     crop: float = 0.875
     taps: tuple[str, ...] = ("C5",)
+    pool: str = "avg"
     dropout: float = 0.2
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -192,7 +194,9 @@ def preset(name: str, *, pretrained: bool = True) -> tuple[tuple[Stage, ...], di
         return (replace(SCRATCH, epochs=epochs),), {"augment": "light", "train_bn": True}
     stages = {"fast": (HEAD,), "balanced": (HEAD, TOP), "best": (HEAD, TOP, ALL)}[name]
     augment = {"fast": "none", "balanced": "light", "best": "medium"}[name]
-    rest = {"label_smoothing": 0.1, "dropout": 0.3, "taps": ("C4", "C5"), "crop": 1.0}
+    rest = {"label_smoothing": 0.1, "dropout": 0.3, "pool": "moments", "crop": 1.0}
+    # a head on C3 can only be trained by itself: no cut above C3 would feed it
+    rest["taps"] = ("C3", "C4", "C5") if name == "fast" else ("C4", "C5")
     return stages, {"augment": augment, **rest}
 
 
