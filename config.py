@@ -176,6 +176,10 @@ class FinetuneConfig(BaseModel):
     dropout: Auto | Share = setting("auto", "share of features dropped by the head")
     label_smoothing: Auto | Share = setting("auto", "softens the targets")
     mixup: Amount = setting(0.0, "mix training samples, by shares from Beta(a, a)")
+    teacher: PathText | None = setting(
+        None, "run that teaches this one by its answers", "RUN", examples=["runs/best-1"]
+    )
+    temperature: Rate = setting(2.0, "how much a teacher's less likely answers count")
     l1: Amount = setting(0.0, "L1 penalty on trained kernels")
     l2: Amount = setting(0.0, "L2 penalty on trained kernels")
 

@@ -328,6 +328,7 @@ class Job:
                 **{name: getattr(config, name) for name in names},
                 "decay": config.layer_decay,
                 "train_bn": config.train_bn or None,
+                "temperature": config.temperature if config.teacher else None,
             },
         )
         size = config.size
@@ -391,6 +392,7 @@ class Job:
         from .transfer.fit import train
 
         choice = {"auto": None, "on": True, "off": False}[self.config.cache]
+        self.be_taught(directory)
         with self.machine.strategy.scope():
             outcome = train(
                 self.model,
@@ -411,6 +413,23 @@ class Job:
         if outcome.interrupted is not None:
             raise KeyboardInterrupt
         return outcome
+
+    def be_taught(self, directory: RunDir) -> None:
+        """Ask the teacher, if there is one, about the training photos."""
+        from .transfer.classifier import Classifier
+        from .transfer.distil import teach
+
+        self.data.teacher = None
+        if self.config.teacher is None:
+            return
+        run = RunDir.open(self.config.teacher)
+        if run.read().get("data") != self.data.fingerprint:
+            console.say(
+                "teacher.data: the teacher was trained on other photos or another split; if test "
+                "photos of this run were among them, its test accuracy is too good"
+            )
+        taught = Classifier.load(run.model), self.plan.temperature
+        teach(self.data, *taught, directory.path, console.say)
 
     def mirrored(self, classifier: Classifier) -> Classifier:
         """Let the classifier look at the mirror image, too, if that is wanted."""

@@ -81,7 +81,8 @@ def batches(
             as its classes on average.
 
     Returns:
-        (image float32 (b, size, size, 3) in 0..255, label float32 (b, k), weight float32 (b,)).
+        (image float32 (b, size, size, 3) in 0..255, label float32 (b, k), weight float32 (b,)); with
+        a teacher its answers stand behind the labels (`Data.targets`).
 
     Raises:
         DataError: `data.split` if the split is empty.
@@ -100,7 +101,7 @@ def batches(
         level = level if view > 0 else None
     every = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
     steps = -(-len(every) // batch)
-    labels, weight = data.labels(split), sample_weights(data, split, weights)
+    labels, weight = data.targets(split), sample_weights(data, split, weights)
     images = _images(data, shorter_side(preprocess))
 
     def fetch(index: np.ndarray) -> np.ndarray:

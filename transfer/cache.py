@@ -254,7 +254,7 @@ class Frozen:
         ids, shelves = identities(self.data, split), self.shelves(places, views)
         for view in range(views):
             self._fill({p: shelves[p, view] for p in places}, split, ids, view, work)
-        labels = self.data.labels(split)
+        labels = self.data.targets(split)
         of_images = sample_weights(self.data, split, weights)
         found = {}
         for place in places:

@@ -301,8 +301,9 @@ class _Training:
         self.outcome.stages.append(facts)
 
     def convex(self, split: Split | None) -> bool:
-        """Say whether the stage trains the last layer alone, with no penalty of the user's."""
-        if split is None or split.at != "features" or self.plan.l1 or self.plan.l2:
+        """Say whether the stage trains the last layer alone, by the labels and nothing else."""
+        more = self.plan.l1 or self.plan.l2 or self.plan.temperature
+        if split is None or split.at != "features" or more:
             return False
         trained = [layer.name for layer in split.top.layers if layer.trainable_weights]
         return trained == ["logits"]
@@ -383,12 +384,12 @@ class _Training:
         optimizer.build(trained.trainable_variables)
         trained.compile(
             optimizer=optimizer,
-            loss=make_loss(self.data.task, self.plan.label_smoothing),
+            loss=make_loss(self.data.task, self.plan.label_smoothing, self.plan.temperature),
             metrics=make_metrics(self.data.task),
             jit_compile=False,  # XLA makes convolutions several times slower on a CPU
         )
         some = self.data.labels("train")[:1]
-        build_metrics(trained, some, np.zeros_like(some))
+        build_metrics(trained, self.data.targets("train")[:1], np.zeros_like(some))
         callbacks = self.callbacks(stage, steps)
         if self.resume:
             kept = [c for c in callbacks if isinstance(c, Resumable)]

@@ -69,6 +69,7 @@ class Plan:
         mixup: alpha of the Beta distribution that images (or their activations) are mixed by; 0
             is none.
         augment: `none`, `light`, `medium` or `strong`.
+        temperature: of a teacher's answers; 0: there is no teacher.
         l1, l2: penalties on the trained kernels.
         class_weight: `none` or `balanced`.
         monitor: what decides on best and early stopping: `val_loss` or `val_acc`.
@@ -85,6 +86,7 @@ class Plan:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     augment: str = "none"
+    temperature: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
     class_weight: str = "none"
