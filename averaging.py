@@ -25,8 +25,19 @@ MEMBERS = "members"  # folder of the runs that an ensemble trains
 
 def make_job(config: FinetuneConfig, source: Any) -> Job:
     """Return what does the job that the settings ask for: of one model or of several."""
-    several = config.ensemble > 1 or "," in config.backbone
+    several = _wanted(config) > 1 or "," in config.backbone
     return Ensemble(config, source) if several else Job(config, source)
+
+
+def _wanted(config: FinetuneConfig) -> int:
+    """Return how many models are to be trained, as far as backbones do not ask for more."""
+    from .transfer.plan import MEMBERS as of_preset
+
+    if config.ensemble != "auto":
+        return config.ensemble
+    # from scratch, or where time is short, one model gets all there is
+    alone = config.weights == "none" or config.time or "," in config.backbone
+    return 1 if alone else of_preset[config.preset]
 
 
 class Ensemble(Job):
@@ -47,7 +58,7 @@ class Ensemble(Job):
         self.runs = [Path(run).resolve() for run in runs]
         self.told: dict[str, Any] = {}
         backbones = [name.strip() for name in config.backbone.split(",") if name.strip()]
-        n = len(self.runs) or max(config.ensemble, len(backbones))
+        n = len(self.runs) or max(_wanted(config), len(backbones))
         self.backbones = [backbones[i % len(backbones)] for i in range(n)]
 
     def find_model(self) -> None:
@@ -57,26 +68,22 @@ class Ensemble(Job):
             self.variant, self.row = resolve(self.backbones[0], tag)
             self.weights, self.pretrained = None, False
             return
-        self._check_seeds()
         for name in reversed(dict.fromkeys(self.backbones)):
             self.config = self.whole.model_copy(update={"backbone": name})
             super().find_model()
 
-    def _check_seeds(self) -> None:
-        """Refuse members that would be one and the same model."""
-        plain = self.whole.preset == "fast" and self.whole.weights != "none"
-        by_steps = self.whole.stages != "auto" or self.whole.lr != "auto"
-        by_steps = by_steps or self.whole.optimizer != "auto" or self.whole.schedule != "auto"
-        if plain and not by_steps and len(set(self.backbones)) < len(self.backbones):
-            raise UsageError(
-                "ensemble.alike",
-                "the head of `fast` is fitted to convergence: every seed gives the same model",
-                fix="--preset balanced, or several backbones: --backbone NAME,NAME",
-            )
-
     def build(self, begun: RunDir | None = None) -> None:
         """Build the first member, whose plan and size stand in the header."""
+        from .transfer.plan import LBFGS
+
         super().build(RunDir.open(self.runs[0]) if self.runs else begun)
+        convex = all(stage.optimizer == LBFGS for stage in self.plan.stages)
+        if convex and not self.runs and len(set(self.backbones)) < len(self.backbones):
+            raise UsageError(
+                "ensemble.alike",
+                "a head that is fitted to convergence is the same with every seed",
+                fix="--preset balanced, or several backbones: --backbone NAME,NAME",
+            )
 
     def write_inputs(self, directory: RunDir) -> None:
         """Write what the run starts from: the settings are those of the ensemble."""
@@ -110,7 +117,7 @@ class Ensemble(Job):
         changed = {
             "backbone": self.backbones[i],
             "seed": self.whole.seed + i,
-            "ensemble": 1,
+            "ensemble": 1,  # not the preset's
             "average": "auto",
             "name": str(i + 1),
             "out": str(directory.path / MEMBERS),
@@ -171,9 +178,7 @@ class Ensemble(Job):
         files.write_json(directory.metrics, values | {"ensemble": self.told})
 
 
-def of_runs(
-    runs: Sequence[RunDir], data: Data, config: FinetuneConfig
-) -> Ensemble:
+def of_runs(runs: Sequence[RunDir], data: Data, config: FinetuneConfig) -> Ensemble:
     """Return the job that makes an ensemble of finished runs.
 
     Raises:

@@ -178,9 +178,7 @@ def predict(
         console.out(answers.csv_head(topk))
     total = bad = 0
     folder = (out or loaded.directory.plots) if explain else None
-    for prediction in loaded.predict_stream(
-        answers.photos(photos), topk, explain=folder, tta=tta
-    ):
+    for prediction in loaded.predict_stream(answers.photos(photos), topk, explain=folder, tta=tta):
         console.out(answers.FORMATS[form](prediction))
         total += 1
         bad += prediction.error is not None

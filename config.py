@@ -144,6 +144,9 @@ class FinetuneConfig(BaseModel):
     taps: Annotated[Auto | list[str], BeforeValidator(_taps)] = setting(
         "auto", "feature maps that the new head takes", "auto|C4,C5"
     )
+    pool: Literal["auto", "avg", "max", "moments"] = setting(
+        "auto", "what the head takes of them: means, maxima, or means and deviations"
+    )
     epochs: Auto | Positive = setting("auto", "epochs of all stages together")
     time: Annotated[Positive | None, BeforeValidator(_seconds)] = setting(
         None, "take the best preset, and epochs, that fit into it", "10m", examples=["10m"]
@@ -163,8 +166,8 @@ class FinetuneConfig(BaseModel):
     class_weight: Literal["none", "balanced"] = setting(
         "none", "weigh samples by the rarity of their class"
     )
-    ensemble: Annotated[int, Field(gt=0, le=100)] = setting(
-        1, "models to train, with seeds and backbones in turn, and to make one of"
+    ensemble: Auto | Annotated[int, Field(gt=0, le=100)] = setting(
+        "auto", "models to train, with seeds and backbones in turn, and to make one of"
     )
     average: Literal["auto", "probabilities", "logits", "weights"] = setting(
         "auto", "what of an ensemble is averaged"
@@ -179,7 +182,7 @@ class FinetuneConfig(BaseModel):
     teacher: PathText | None = setting(
         None, "run that teaches this one by its answers", "RUN", examples=["runs/best-1"]
     )
-    temperature: Rate = setting(2.0, "how much a teacher's less likely answers count")
+    temperature: Amount = setting(2.0, "how much a teacher's less likely answers count")
     l1: Amount = setting(0.0, "L1 penalty on trained kernels")
     l2: Amount = setting(0.0, "L2 penalty on trained kernels")
 
@@ -227,6 +230,8 @@ class FinetuneConfig(BaseModel):
             raise ValueError("val_split and test_split leave nothing to train on")
         if self.quiet and self.verbose:
             raise ValueError("quiet and verbose exclude each other")
+        if self.teacher and not self.temperature:
+            raise ValueError("temperature: a teacher needs one above 0")
         if self.name in (".", ".."):
             raise ValueError("name: '.' and '..' are no names")
         return self

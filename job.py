@@ -311,11 +311,11 @@ class Job:
 
     def make_plan(self, preset: str, norm: bool = True) -> Plan:
         """Return a preset with the user's settings, its size and crop decided."""
-        from .transfer.plan import image_size, make_plan
+        from .transfer.plan import SCALE, image_size, make_plan
 
         config = self.config
         names = [
-            "taps", "crop", "augment", "dropout", "label_smoothing", "mixup", "l1", "l2",
+            "taps", "pool", "crop", "augment", "dropout", "label_smoothing", "mixup", "l1", "l2",
             "class_weight", "monitor", "seed", "lr", "optimizer", "schedule", "batch", "patience",
         ]  # fmt: skip
         plan = make_plan(
@@ -335,7 +335,8 @@ class Job:
         if size == "auto":
             side = self.data.summary()["shorter_side"]["median"]
             native = self.row.preprocess.size if self.row else self.variant.size
-            size = image_size(native, plan.size, side, self.variant.min_size)
+            scale = SCALE[preset] if self.pretrained else 1.0
+            size = image_size(native, plan.size, side, self.variant.min_size, scale)
         return replace(plan, size=size)
 
     def write_inputs(self, directory: RunDir) -> None:

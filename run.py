@@ -128,9 +128,7 @@ class Run:
             task=config.get("task", "auto"),
         )
 
-    def evaluate(
-        self, split: str = "test", data: Any = None, tta: bool = False
-    ) -> dict[str, Any]:
+    def evaluate(self, split: str = "test", data: Any = None, tta: bool = False) -> dict[str, Any]:
         """Measure the classifier on a split of its own data, or on other labelled photos.
 
         Args:
@@ -156,9 +154,7 @@ class Run:
 
         return mirrored(self.classifier)
 
-    def _answers(
-        self, data: Data, split: str, tta: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _answers(self, data: Data, split: str, tta: bool = False) -> tuple[np.ndarray, np.ndarray]:
         asked = self._mirrored if tta else self.classifier
         return data.labels(split), asked.answers(data, split)
 

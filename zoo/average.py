@@ -95,9 +95,7 @@ def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _recipe(
-    members: Sequence[keras.Model], task: str, how: str, mirror: bool
-) -> dict[str, Any]:
+def _recipe(members: Sequence[keras.Model], task: str, how: str, mirror: bool) -> dict[str, Any]:
     first = built(members[0]).create
     # what a single one was made from stays in sight: its weights can begin another run
     kept = dict(first) if len(members) == 1 else {"name": NAME}

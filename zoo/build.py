@@ -280,7 +280,9 @@ def _head(variant: Variant, args, maps, x, classes, pool, taps, rate):
 
 def _pooled(variant: Variant, maps, pool: str, taps: list[str] | None):
     if pool not in POOLS:
-        raise UsageError("model.pool", f"pool={pool!r} is unknown", fix=f"{', '.join(POOLS)} or None")
+        raise UsageError(
+            "model.pool", f"pool={pool!r} is unknown", fix=f"{', '.join(POOLS)} or None"
+        )
     unknown = [tap for tap in taps or () if tap not in maps]
     if unknown or not maps:
         raise UsageError(

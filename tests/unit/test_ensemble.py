@@ -36,9 +36,7 @@ def run(photos, tmp_path_factory):
 
 
 def small(size=28, **options):
-    return zoo.create_model(
-        "lenet5", num_classes=3, input_shape=size, **options
-    )
+    return zoo.create_model("lenet5", num_classes=3, input_shape=size, **options)
 
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 48, 48, 3)).astype("float32")
