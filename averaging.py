@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import console, files
+from . import cluster, console, files
 from .config import FinetuneConfig
 from .data import Data
 from .errors import Interrupted, UsageError
 from .job import Job
 from .rundir import RunDir, read_values
+from .workers import Workers
 from .zoo import resolve
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _wanted(config: FinetuneConfig) -> int:
     if config.ensemble != "auto":
         return config.ensemble
     # from scratch, or where time is short, one model gets all there is
-    alone = config.weights == "none" or config.time or "," in config.backbone
+    alone = config.weights == "none" or config.time or "," in config.backbone or cluster.find()
     return 1 if alone else of_preset[config.preset]
 
 
@@ -60,6 +61,17 @@ class Ensemble(Job):
         backbones = [name.strip() for name in config.backbone.split(",") if name.strip()]
         n = len(self.runs) or max(_wanted(config), len(backbones))
         self.backbones = [backbones[i % len(backbones)] for i in range(n)]
+
+    def meet(self) -> Workers:
+        """Refuse to be one of several processes: each member would have to be such a job."""
+        workers = super().meet()
+        if workers.count > 1:
+            raise UsageError(
+                "ensemble.workers",
+                f"{workers.count} processes train one model, not several",
+                fix="train the members one by one with them, then: dlzoo ensemble RUN RUN",
+            )
+        return workers
 
     def find_model(self) -> None:
         """Resolve and fetch all backbones; the first one is that of the header."""
