@@ -389,8 +389,9 @@ class Job:
 
         config = self.config
         names = [
-            "taps", "pool", "crop", "augment", "dropout", "label_smoothing", "mixup", "l1", "l2",
-            "class_weight", "monitor", "seed", "lr", "optimizer", "schedule", "batch", "patience",
+            "taps", "pool", "crop", "augment", "dropout", "label_smoothing", "mixup", "cutmix",
+            "ema", "l1", "l2", "class_weight", "monitor", "seed", "lr", "optimizer", "schedule",
+            "batch", "patience",
         ]  # fmt: skip
         plan = make_plan(
             preset,

@@ -84,6 +84,7 @@ class Activations:
         start_step: int = 0,
         shuffle: bool = False,
         mixup: float = 0.0,
+        cutmix: float = 0.0,
         part: Part | None = None,
     ):
         """Return a tf.data.Dataset of (activation, label, weight), epoch after epoch.
@@ -92,7 +93,8 @@ class Activations:
         every epoch is known without those before it.
 
         Args:
-            mixup: see `data.augment.mixed` (on activations: arXiv:1806.05236).
+            mixup, cutmix: see `data.augment.mixed` (on activations: arXiv:1806.05236); pooled
+                ones have nothing that could be cut out, and are mixed only.
             part: only what this replica computes of each batch, and two values more, see
                 `data.pipeline.batches`.
         """
@@ -123,7 +125,8 @@ class Activations:
 
         first = start_epoch * steps + start_step
         dataset = tf.data.Dataset.range(first, epochs * steps).map(load, num_parallel_calls=2)
-        return augmentation.mixed(dataset, mixup, seed, first).prefetch(4)
+        cutmix = cutmix if len(self.shape) == 3 else 0.0
+        return augmentation.mixed(dataset, mixup, seed, first, cutmix=cutmix).prefetch(4)
 
 
 @dataclass

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..callbacks import (
+    AverageWeights,
     BestModel,
     Constant,
     EarlyStopping,
@@ -409,6 +410,7 @@ class _Training:
             stage.lr,
             weight_decay=stage.weight_decay,
             multipliers=layer_multipliers(graph.groups(self.model), stage.decay),
+            ema=(self.plan.ema or None) if by_steps else None,
             accumulate=together,
         )
         optimizer.build(trained.trainable_variables)
@@ -453,6 +455,9 @@ class _Training:
                 if self.doing["cut"] is None and self.stop.received is None and self.workers.chief:
                     self.tell_share_of_images(train_set(0, 0), steps)
         except DataError:  # a photo vanished: what was trained on the others stays
+            for callback in callbacks:
+                if isinstance(callback, AverageWeights):
+                    callback.put_back()
             if self.resume:
                 self.resume.save_what_is_done()
             raise
@@ -523,7 +528,8 @@ class _Training:
         early = EarlyStopping(self.plan.monitor, patience=stage.patience)
         for callback in (policy, early):
             callback.new_stage(stage.name)
-        return [self.stop, policy, self.guard, early, self.best, self.history, self.progress]
+        found = [self.stop, policy, self.guard, early, self.best, self.history, self.progress]
+        return [*found, AverageWeights()] if self.plan.ema and stage.optimizer != LBFGS else found
 
     def live(self, stage: Stage, batch: int) -> Images:
         """Return what makes the two datasets of images, and the second one's batch.
@@ -539,7 +545,9 @@ class _Training:
                 start_step=step, weights=self.weights, part=part,
             )  # fmt: skip
             first = epoch * math.ceil(self.data.splits["train"] / batch) + step
-            return augmentation.mixed(images, plan.mixup, plan.seed, first).prefetch(2)
+            return augmentation.mixed(
+                images, plan.mixup, plan.seed, first, cutmix=plan.cutmix
+            ).prefetch(2)
 
         def val_set(part=None):
             return batches(self.data, "val", self.rule, batch=batch, part=part)
@@ -585,7 +593,8 @@ class _Training:
         def train_set(epoch, step, part=None):
             return train.batches(
                 batch, seed=self.plan.seed, epochs=stage.epochs, start_epoch=epoch,
-                start_step=step, shuffle=True, mixup=self.plan.mixup, part=part,
+                start_step=step, shuffle=True, mixup=self.plan.mixup,
+                cutmix=self.plan.cutmix, part=part,
             )  # fmt: skip
 
         val_batch = max(batch, 64)

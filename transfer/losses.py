@@ -74,7 +74,7 @@ def _log(x: Any) -> Any:
 
 def _parted(labels: Any, logits: Any) -> tuple[Any, Any]:
     """Return labels and teacher's answers, None if there are none."""
-    k = logits.shape[-1]
+    labels, k = ops.convert_to_tensor(labels), ops.convert_to_tensor(logits).shape[-1]
     return labels[:, :k], labels[:, k:] if labels.shape[-1] == 2 * k else None
 
 

@@ -68,6 +68,8 @@ class Plan:
         pool: how they are pooled, see `zoo.create_model`.
         dropout: before the logits. label_smoothing: 0..1.
         mixup: alpha of the Beta distribution that images (or their activations) are mixed by; 0
+            is none. cutmix: the same for rectangles of images (or of maps).
+        ema: decay of a moving average of the weights, which is then what is measured and kept; 0
             is none.
         augment: `none`, `light`, `medium` or `strong`.
         temperature: of a teacher's answers; 0: there is no teacher.
@@ -86,6 +88,8 @@ class Plan:
     dropout: float = 0.2
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
     augment: str = "none"
     temperature: float = 0.0
     l1: float = 0.0

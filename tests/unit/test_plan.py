@@ -5,7 +5,16 @@ import tomllib
 import pytest
 import tomli_w
 from dlzoo.errors import UsageError
-from dlzoo.transfer.plan import NO_NORM, SCALE, PRESETS, Plan, Stage, image_size, make_plan, parse_stages
+from dlzoo.transfer.plan import (
+    NO_NORM,
+    SCALE,
+    PRESETS,
+    Plan,
+    Stage,
+    image_size,
+    make_plan,
+    parse_stages,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
