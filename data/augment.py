@@ -111,9 +111,10 @@ def mixed(
     def draw(number: np.ndarray, n: np.ndarray) -> tuple[np.float32, np.ndarray, np.ndarray]:
         rng = np.random.default_rng([seed, int(number)])
         cuts = cutmix and (not alpha or rng.random() < 0.5)
-        share = np.float32(rng.beta(*(2 * [cutmix if cuts else alpha])))
+        concentration = cutmix if cuts else alpha
+        share = np.float32(rng.beta(concentration, concentration))
         other = rng.permutation(int(n))
-        return share, other, np.float32([cuts, *rng.random(2)] if cuts else [0, 0, 0])
+        return share, other, np.array([1, *rng.random(2)] if cuts else [0, 0, 0], np.float32)
 
     def mix(number: tf.Tensor, batch: tuple) -> tuple:
         wanted = [number + first, tf.shape(batch[0])[0]]

@@ -37,8 +37,8 @@ def make_loss(
 class Taught(keras.losses.Loss):
     """The loss by the labels, and how far the answers are from a teacher's.
 
-    `(1 - TEACHER) * loss + TEACHER * T^2 * KL(teacher || student)`, both answers at temperature T; T^2
-    keeps the share of the two gradients as it is, whatever T (arXiv:1503.02531).
+    `(1 - TEACHER) * loss + TEACHER * T^2 * KL(teacher || student)`, both answers at temperature T;
+    T^2 keeps the share of the two gradients as it is, whatever T (arXiv:1503.02531).
 
     Args:
         by_labels: the loss by the labels alone, which is all where no teacher has answered (the

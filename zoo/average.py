@@ -51,7 +51,8 @@ def average(
     shape = _shape(members)
     image = keras.Input(shape, name="image")
     x = ops.concatenate([image, ops.flip(image, axis=2)], axis=0) if mirror else image
-    logits, taps = [], {}
+    logits: list[Any] = []
+    taps: dict[str, str] = {}
     for number, member in enumerate(members, start=1):
         prefix = f"m{number}_" if len(members) > 1 else ""
         found = replay(member, [member.output], _scaled(x, member, prefix), prefix)[0]

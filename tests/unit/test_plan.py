@@ -7,8 +7,8 @@ import tomli_w
 from dlzoo.errors import UsageError
 from dlzoo.transfer.plan import (
     NO_NORM,
-    SCALE,
     PRESETS,
+    SCALE,
     Plan,
     Stage,
     image_size,
