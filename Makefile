@@ -28,7 +28,7 @@ test: lint types
 	$(BIN)/python -m pytest -n $(JOBS) -m "not full and not long"
 
 test-resume: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n $(JOBS) tests/resume
+	$(BIN)/python -m pytest -n $(JOBS) tests/resume tests/distributed
 
 test-full: lint types
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from .errors import DlzooError
 
-_state: dict[str, Any] = {"quiet": False, "log": None}
+_state: dict[str, Any] = {"quiet": False, "mute": False, "log": None}
 
 
 class Closed(Exception):
@@ -32,9 +32,13 @@ def is_terminal(stream: IO[str] | None = None) -> bool:
         return False
 
 
-def setup(quiet: bool = False) -> None:
-    """Make the standard streams print any text in any locale; with `quiet`, say nothing."""
-    _state["quiet"] = quiet
+def setup(quiet: bool = False, mute: bool = False) -> None:
+    """Make the standard streams print any text in any locale.
+
+    Args:
+        quiet: say nothing but errors and results. mute: nothing but errors.
+    """
+    _state["quiet"], _state["mute"] = quiet or mute, mute
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         if hasattr(stream, "reconfigure"):
             # file names that are not text pass through as they are; what ASCII lacks is escaped
@@ -49,7 +53,8 @@ def out(text: str = "", end: str = "\n") -> None:
     Raises:
         Closed: nobody reads it any more.
     """
-    _write(sys.stdout, text + end, Closed)
+    if not _state["mute"]:
+        _write(sys.stdout, text + end, Closed)
 
 
 def as_json(value: Any) -> str:

@@ -90,7 +90,12 @@ class Job:
     def run_in(self, directory: RunDir, going_on: bool, then: Callable[[RunDir], None]) -> None:
         """Do what is left, as the process that writes it to a directory."""
         refused = None
-        with directory, console.logging_to(directory.log), _interruptible(directory):
+        with (
+            directory,
+            console.logging_to(directory.log),
+            self.workers.watching(),
+            _interruptible(directory),
+        ):
             if going_on:
                 self.note_resumed(directory)
             else:
@@ -126,7 +131,7 @@ class Job:
         if self.config.strategy in ("auto", "multiworker") and cluster.find():
             self.workers = self.machine.workers
             if not self.workers.chief:  # only the first one speaks
-                console.setup(quiet=True)
+                console.setup(mute=True)
         return self.workers
 
     @cached_property

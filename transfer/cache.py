@@ -318,6 +318,7 @@ class Frozen:
             return True
         path = root() / "id"  # no other folder of shelves has the same
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(path, uuid.uuid4().hex)
         self.workers.every(None)  # they may all have written it: all read the last one
         homes = self.workers.every(path.read_text("utf-8"))
@@ -396,10 +397,9 @@ def deepest(frozen: Frozen, split: str) -> str | None:
 
 def digest(bottom: keras.Model) -> str:
     """Return a hash of the layers of a model and of all their weights."""
-    # whether a layer may train changes nothing of what it gives
-    layers = [
-        [type(layer).__name__, {**layer.get_config(), "trainable": None}] for layer in bottom.layers
-    ]
+    # how a layer would train changes nothing of what it gives
+    training = dict.fromkeys(("trainable", "synchronized"))
+    layers = [[type(layer).__name__, {**layer.get_config(), **training}] for layer in bottom.layers]
     inner = json.dumps([layers, _links(bottom)], sort_keys=True, default=str).encode()
     parts = [inner, *(np.ascontiguousarray(w).tobytes() for w in bottom.get_weights())]
     return files.sha256("".join(files.sha256(part) for part in parts).encode())

@@ -46,7 +46,7 @@ from .distribute import Machine
 from .freeze import Split, frozen_part, unfreeze
 from .losses import make_loss, make_metrics, regularize
 from .optim import layer_multipliers, make_optimizer
-from .plan import HEAD_BY_STEPS, LBFGS, Plan, Stage
+from .plan import HEAD, LBFGS, Plan, Stage, head_by_steps
 from .replicas import replicated, spread
 from .tail import trainable_view
 
@@ -300,7 +300,8 @@ class _Training:
         }
         split = frozen_part(self.model) if self.how.use_cache is not False else None
         if stage.optimizer == LBFGS and not self.convex(split):
-            stage = replace(HEAD_BY_STEPS, name=stage.name, unfreeze=stage.unfreeze)
+            stage = head_by_steps(replace(stage, optimizer=HEAD.optimizer))
+            self.doing["batch"] = stage.batch
         if going_on:  # as it was begun
             split = split if split and split.at == self.doing["cut"] else None
         elif split and self.how.use_cache is None and not self.how.deterministic:
@@ -396,14 +397,17 @@ class _Training:
         together = max(1, stage.batch // batch)
         by_steps = stage.optimizer != LBFGS
         first = (self.resume.epoch, self.resume.batch) if self.resume else (0, 0)
+        strategy = self.how.machine.strategy
+        slices = 1
+        if several := self.how.machine.replicas > 1:  # they add up within a step
+            slices, together, batch = together, 1, stage.batch
         images = self.cached(split, stage, batch) if split else self.live(stage, batch)
         train_set, val_set, val_batch = images
         trained = self.model if split is None else split.top
         if split and not engine.on_gpu():  # its shortcuts were measured on CPUs alone
             trained = trainable_view(split.top)
-        strategy = self.how.machine.strategy
-        if several := self.how.machine.replicas > 1:
-            trained = replicated(trained)
+        if several:
+            trained = replicated(trained, slices)
         steps = math.ceil(self.data.splits["train"] / batch)
         optimizer = make_optimizer(
             stage.optimizer if by_steps else "sgd",

@@ -212,6 +212,13 @@ NO_NORM = 0.1
 SCRATCH = Stage("all", "all", epochs=30, lr=1e-3, weight_decay=1e-3, batch=32, patience=10)
 
 
+def head_by_steps(stage: Stage) -> Stage:
+    """Return the stage that trains by steps what `HEAD` would solve, with what a user chose."""
+    chosen = {f.name: getattr(stage, f.name) for f in fields(Stage)}
+    ours = asdict(HEAD)
+    return replace(HEAD_BY_STEPS, **{key: v for key, v in chosen.items() if v != ours[key]})
+
+
 def preset(name: str, *, pretrained: bool = True) -> tuple[tuple[Stage, ...], dict[str, Any]]:
     """Return the stages and the plan's other settings of a preset.
 
@@ -288,10 +295,7 @@ def make_plan(
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
     if for_stages.keys() & {"lr", "optimizer", "schedule"}:
         # who chooses how steps are taken wants steps
-        chosen = tuple(
-            replace(HEAD_BY_STEPS, name=s.name, unfreeze=s.unfreeze) if s == HEAD else s
-            for s in chosen
-        )
+        chosen = tuple(head_by_steps(s) if s == HEAD else s for s in chosen)
     chosen = tuple(replace(stage, **_known(Stage, for_stages)) for stage in chosen)
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))
