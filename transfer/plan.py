@@ -115,6 +115,23 @@ class Plan:
         plain["stages"] = [asdict(stage) for stage in self.stages]
         return plain
 
+    def for_images(self, images: int) -> Plan:
+        """Return the plan with more epochs of its deep stages where there are few images.
+
+        Args:
+            images: of the training split; with few of them, the epochs of a preset are too few
+                steps to get beyond the head that was fitted before.
+        """
+
+        def lasting(stage: Stage) -> Stage:
+            if stage.unfreeze == "head":
+                return stage
+            steps = -(-images // stage.batch)
+            epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps)))
+            return replace(stage, epochs=epochs, patience=max(stage.patience, epochs // 3))
+
+        return replace(self, stages=tuple(map(lasting, self.stages)))
+
     def halved(self) -> Plan:
         """Return the plan with half of the epochs of each stage, rounded up."""
         return replace(
@@ -208,7 +225,12 @@ TOP = Stage(
 )
 TOP_LONG = replace(TOP, epochs=6, views=6)
 ALL = Stage("all", "all", epochs=6, lr=3e-4, decay=0.7, weight_decay=1e-2, batch=32)
+STEPS, MOST_EPOCHS = 460, 30  # a deep stage has so many steps, or so many epochs
 NO_NORM = 0.1
+TAPS = ("C4", "C5")
+# C3 helps as well, where nothing but the head trains: what trains C5 alone is cut at C4, and such
+# a cut gives a head nothing of C3
+TAPS_OF_HEAD = ("C3", *TAPS)
 SCRATCH = Stage("all", "all", epochs=30, lr=1e-3, weight_decay=1e-3, batch=32, patience=10)
 
 
@@ -236,9 +258,7 @@ def preset(name: str, *, pretrained: bool = True) -> tuple[tuple[Stage, ...], di
     stages = {"fast": (HEAD,), "balanced": (HEAD, TOP), "best": (HEAD, TOP_LONG)}[name]
     augment = {"fast": "none", "balanced": "light", "best": "medium"}[name]
     rest = {"label_smoothing": 0.1, "dropout": 0.3, "pool": "moments", "crop": 1.0}
-    # a head on C3 can only be trained by itself: no cut above C3 would feed it
-    rest["taps"] = ("C3", "C4", "C5") if name == "fast" else ("C4", "C5")
-    return stages, {"augment": augment, **rest}
+    return stages, {"augment": augment, "taps": TAPS, **rest}
 
 
 def parse_stages(text: str, known: tuple[Stage, ...]) -> tuple[Stage, ...]:
@@ -299,6 +319,8 @@ def make_plan(
     chosen = tuple(replace(stage, **_known(Stage, for_stages)) for stage in chosen)
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))
+    if rest.get("taps") == TAPS and all(stage.unfreeze == "head" for stage in chosen):
+        rest["taps"] = TAPS_OF_HEAD
     if "taps" in given:
         given["taps"] = tuple(given["taps"])
     return Plan(stages=chosen, **{**rest, **_known(Plan, given)})

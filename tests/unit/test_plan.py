@@ -122,3 +122,15 @@ def test_a_plan_is_fitted_to_a_network_without_a_map_of_stride_32():
     assert fitted.taps == ("C3", "C4")
     assert [stage.unfreeze for stage in fitted.stages] == ["head", "C4"]
     assert plan.fitted([]) == plan
+
+
+def test_few_images_are_seen_in_more_epochs():
+    """As many steps as with thousands of images; neither the head nor a large data set changes."""
+    plan = make_plan("balanced", overrides={})
+    epochs = {n: [s.epochs for s in plan.for_images(n).stages] for n in (20, 1650, 2933, 90000)}
+    assert epochs == {20: [1, 30], 1650: [1, 9], 2933: [1, 5], 90000: [1, 5]}
+
+
+def test_a_head_takes_c3_only_where_it_trains_alone():
+    taps = {s: make_plan("fast", stages=s, overrides={}).taps for s in ("auto", "head", "head,C5")}
+    assert taps == {"auto": ("C3", "C4", "C5"), "head": ("C3", "C4", "C5"), "head,C5": ("C4", "C5")}
