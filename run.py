@@ -520,7 +520,7 @@ def ensemble(
         **settings,
         "average": average,
         "tta": tta,
-        "backbone": ",".join(names),
+        "backbone": ",".join(dict.fromkeys(names)),
         "ensemble": len(found),
         "out": out or first.path.absolute().parent,
         "name": name,

@@ -15,8 +15,8 @@ class AverageWeights(Resumable):
     """Put the optimizer's moving average of the weights in place for validation and `BestModel`.
 
     The average is kept by the optimizer (`make_optimizer(ema=0.99)`), so a checkpoint of `Resume`
-    holds it as it holds every slot. In the list of callbacks this one stands behind `BestModel`, which
-    then keeps averaged weights, and before `Resume`, which saves those that train.
+    holds it as it holds every slot. In the list of callbacks this one stands behind `BestModel`,
+    which then keeps averaged weights, and before `Resume`, which saves those that train.
 
     Raises:
         UsageError: `train.ema`, out of `fit`: the optimizer keeps no average.

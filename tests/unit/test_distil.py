@@ -46,7 +46,7 @@ def test_the_loss_is_that_of_labels_and_teacher(task, k):
 def teacher(tmp_path_factory):
     data = load_data(coloured(120), seed=0)
     out = str(tmp_path_factory.mktemp("teacher"))
-    return data, finetune("lenet5", data, out=out, epochs=3, **SMALL)
+    return data, finetune("lenet5", data, out=out, epochs=2, **SMALL)
 
 
 def test_a_student_comes_near_its_teacher(teacher, tmp_path):
@@ -55,7 +55,7 @@ def test_a_student_comes_near_its_teacher(teacher, tmp_path):
     apart = {}
     expected = run.classifier.answers(data, "test")
     for name, given in (("alone", {}), ("taught", {"teacher": str(run.path)})):
-        student = finetune("lenet5", data, out=str(tmp_path), name=name, seed=7, epochs=3,
+        student = finetune("lenet5", data, out=str(tmp_path), name=name, seed=7, epochs=2,
                            temperature=4.0, **given, **SMALL)  # fmt: skip
         apart[name] = np.abs(student.classifier.answers(data, "test") - expected).mean()
     assert apart["taught"] < apart["alone"]

@@ -1,6 +1,7 @@
 """Several runs as one: ensembles, soups and mirror images, through the public surface."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -94,6 +95,7 @@ def test_an_ensemble_is_explained_reported_and_exported(run):
     assert figures["keras"]["max_difference"] < 1e-4
 
 
+@pytest.mark.full
 def test_an_ensemble_goes_on_where_it_was_stopped(run, photos, tmp_path, monkeypatch):
     """The first member is finished, the second one is not there yet."""
     from dlzoo.averaging import Ensemble
@@ -106,7 +108,7 @@ def test_an_ensemble_goes_on_where_it_was_stopped(run, photos, tmp_path, monkeyp
         return whole(self, directory, i)
 
     monkeypatch.setattr(Ensemble, "_member", second_fails)
-    with pytest.raises(Exception, match="dlzoo resume|resume="):
+    with pytest.raises(Exception, match=r"dlzoo resume|resume="):
         finetune("lenet5", photos, ensemble=2, name="both", out=str(tmp_path), **SMALL)
     begun = json.loads((tmp_path / "both/members/1/run.json").read_text())
     monkeypatch.setattr(Ensemble, "_member", whole)
@@ -124,18 +126,14 @@ def test_finished_runs_become_one(run, tmp_path, call):
     assert made.path == tmp_path / "x"
     assert made.metrics["ensemble"]["average"] == "logits"
     assert graph.built(made.classifier.model).copies == 2
-    photo = made.data.records("test")[0].encoded()
-    probabilities = [dict(load_run(m).predict(photo, topk=3, tta=True)[0].top) for m in (one, two)]
-    logits = np.log([[p[c] for c in sorted(COLOURS)] for p in probabilities])
-    found = dict(made.predict(photo, topk=3)[0].top)
-    assert sum(found.values()) == pytest.approx(1, abs=1e-5)
-    assert logits.shape == (2, 3)
     assert made.evaluate("test") == made.metrics["test"]
 
 
 def test_runs_of_other_photos_or_none_are_refused(run, photos, tmp_path):
-    other = finetune("lenet5", photos, seed=5, name="o", out=str(tmp_path), **SMALL)
     one = run.metrics["ensemble"]["members"][0]["run"]
+    other = shutil.copytree(one, tmp_path / "other")
+    about = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(about | {"data": "another"}))
     with pytest.raises(UsageError, match=r"ensemble\.data"):
         ensemble(one, other, quiet=True)
     with pytest.raises(UsageError, match=r"ensemble\.few"):
@@ -154,8 +152,10 @@ def test_a_soup_takes_in_only_what_makes_it_better(run):
         rng = np.random.default_rng(0)
         model = keras.models.clone_model(good.model)
         model.dlzoo = good.model.dlzoo
-        model.set_weights([w + noise * rng.normal(size=w.shape).astype("float32")
-                           if noise and w.ndim == 2 else w for w in good.model.get_weights()])  # fmt: skip
+        model.set_weights([
+            w + noise * rng.normal(size=w.shape).astype("float32") if noise and w.ndim == 2 else w
+            for w in good.model.get_weights()
+        ])  # fmt: skip
         members.append(Classifier(model, good.classes, good.task, good.preprocess, good.origin))
     made, told = combine.together(members, data, "weights")
     assert told["loss"] <= min(m["loss"] for m in told["members"])
