@@ -179,6 +179,14 @@ class Ensemble(Job):
             writer.writerows(outcome.rows)
         return outcome
 
+    def mirrored(self, classifier: Classifier) -> Classifier:
+        """Let it look at mirror images, too; of finished runs `auto` asks the validation photos."""
+        from .transfer.combine import mirrored_if_better
+
+        if self.runs and self.whole.tta == "auto":
+            return mirrored_if_better(classifier, self.data, console.say)
+        return super().mirrored(classifier)
+
     def finish(self, directory: RunDir, outcome) -> None:
         """Save the classifier and its figures, with those of the members beside them."""
         if self.told["average"] != "weights":

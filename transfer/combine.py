@@ -122,6 +122,8 @@ def together(
         reached = found[how]
         made = _averaged(members, how)
         say(f"average of {how}: validation {reached}; alone: {'; '.join(map(str, scores))}")
+        if (best := min(s.loss for s in scores)) < reached.loss and len(members) > 1:
+            say(f"the best member alone has a lower validation loss, {best:.4f}, than the average")
     told = [{"loss": s.loss, "acc": s.acc, "in": i in chosen} for i, s in enumerate(scores)]
     return made, {"average": how, "members": told, "loss": reached.loss, "acc": reached.acc}
 
