@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,12 +90,11 @@ class BestModel(Resumable):
         """Keep the weights if this epoch is the best so far."""
         self.epochs_seen += 1
         value = self.monitor.value(logs)
-        loss = logs.get("val_loss")
-        self.improved = self.monitor.better(value, self.best) or (
-            value == self.best and None not in (loss, self.loss) and loss < self.loss
-        )
+        loss = float(logs.get("val_loss", math.nan))
+        surer = value == self.best and self.loss is not None and loss < self.loss
+        self.improved = surer or self.monitor.better(value, self.best)
         if self.improved:
-            self.loss = None if loss is None else float(loss)
+            self.loss = None if math.isnan(loss) else loss
             self.best, self.epoch, self.best_stage = value, self.epochs_seen, self.stage
             self.kept = self._snapshot()
             if self.path is not None:
