@@ -27,14 +27,18 @@ def weights(out):
 
 
 def agree(one, other, tolerance=1e-5):
-    """See that two runs came to the same: each epoch, the weights, every answer."""
+    """See that two runs came to the same: each epoch, the weights, every answer.
+
+    Sums of other orders differ in the last bit, and Adam divides by roots of small squares: after
+    70 steps of weights around 1 differences of 1.1e-5 were seen.
+    """
     rows = nursery.figures(one), nursery.figures(other)
     assert len(rows[0]) == len(rows[1]) > 3
     for a, b in zip(*rows, strict=True):
         assert a == pytest.approx(b, abs=tolerance)
     mine, theirs = weights(one), weights(other)
     for name, values in mine.items():
-        np.testing.assert_allclose(values, theirs[name], atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(values, theirs[name], atol=2 * tolerance, err_msg=name)
     answers = [nursery.result(out)["predictions"].splitlines() for out in (one, other)]
     assert len(answers[0]) == len(answers[1]) > 10
     for a, b in zip(*answers, strict=True):
