@@ -260,7 +260,7 @@ async def _photo(request: Request, body: bytearray) -> bytes:
 
 
 def _number(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:9])):
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
         raise Refused(400, "serve.top", f"top={text[:40]!r}", fix=f"a number from 1 to {most}")
     return min(int(text[:9]), most)
 

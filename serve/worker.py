@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import UsageError
 from ..report import gradcam
 from ..transfer import engine
 from ..transfer.classifier import to_probabilities
@@ -43,6 +45,9 @@ class Worker:
         size = classifier.preprocess.size
         # the engine compares itself with Keras on its first images: those of nobody, but not flat
         self._compute(np.random.default_rng(0).uniform(0, 255, (1, size, size, 3)))
+        self._explainer: gradcam.Explainer | None = None
+        with suppress(UsageError):  # a network without feature maps: it says so when it is asked
+            self._explainer = gradcam.Explainer(classifier, traced=True)
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -123,4 +128,5 @@ class Worker:
         return np.split(found, np.cumsum([len(job.images) for job in jobs])[:-1])
 
     def _explained(self, job: _Job) -> list[Any]:
-        return gradcam.explain(self.classifier, job.images, job.label and [job.label])
+        explain = self._explainer or gradcam.Explainer(self.classifier)
+        return explain(job.images, job.label and [job.label])
