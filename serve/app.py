@@ -37,7 +37,6 @@ TOP = 5  # classes in an answer, unless asked for others
 DRAINED = 4  # of a too large body, times the limit, before the line is cut in the middle of it
 _MODEL = re.compile(r"(?P<name>[^/:]+)(/versions/(?P<version>\d+))?(?P<what>/metadata|:predict)?")
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-_TOO_LARGE = ("data.image-too-large",)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -47,6 +46,7 @@ def create_app(
     name: str = "model",
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda line: None,
+    worker: Worker | None = None,
 ) -> Starlette:
     """Return the ASGI application that answers for a classifier.
 
@@ -54,8 +54,10 @@ def create_app(
         name: of the model, in its addresses.
         limits: default: those of :class:`Limits`.
         say: called with a line for each answered request.
+        worker: what computes; closed with the application. Default: one of its own.
     """
-    service = _Service(classifier, name, limits or Limits(), say)
+    worker = worker or Worker(classifier)
+    service = _Service(classifier, name, limits or Limits(), say, worker)
     routes = [
         Route("/", service.answering(service.front)),
         Route("/health", service.health),
@@ -74,10 +76,9 @@ def create_app(
 class _Service:
     """What the addresses share: the worker, the threads that decode, and the counting."""
 
-    def __init__(self, classifier: Classifier, name: str, limits: Limits, say: Any):
+    def __init__(self, classifier: Classifier, name: str, limits: Limits, say, worker: Worker):
         self.classifier, self.name, self.limits, self.say = classifier, name, limits, say
-        self.gate = Gate(limits)
-        self.worker = Worker(classifier)
+        self.gate, self.worker = Gate(limits), worker
         self.pool = ThreadPoolExecutor(cores(), thread_name_prefix="dlzoo-decode")
         self.page = page.render(name)
 
@@ -199,7 +200,7 @@ class _Service:
             call = await self.aside(tfserving.parse, body)
             found = np.empty((0, len(classes)), "float32")
             if n := len(call.images):
-                with self.gate.images_of(n - 1):
+                with self.gate.images_of(n, counted=1):
                     images = np.stack(await self.prepare(call.images))
                     found = await asyncio.wrap_future(self.worker.probabilities(images))
             told = tfserving.answer(call, found, classes, task)
@@ -270,7 +271,7 @@ def _told(error: DlzooError, more: Any = None) -> Response:
     if isinstance(error, Refused):
         status = error.status
     else:
-        status = 413 if error.id in _TOO_LARGE else 400
+        status = 413 if error.id == "data.image-too-large" else 400
     told = {"error": error.message, "id": error.id} | ({"fix": error.hint} if error.hint else {})
     headers = _HEADERS | dict(more or {}) | ({"Retry-After": "1"} if status == 503 else {})
     return JSONResponse(told, status_code=status, headers=headers)

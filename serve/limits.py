@@ -45,8 +45,11 @@ class Gate:
         self.images = self.bytes = 0
 
     @contextmanager
-    def images_of(self, n: int) -> Iterator[None]:
-        """Count `n` more images while the block runs.
+    def images_of(self, n: int, counted: int = 0) -> Iterator[None]:
+        """Count the images of a request while the block runs.
+
+        Args:
+            counted: of the `n`, those that count already.
 
         Raises:
             Refused: 413 if they are more than are ever let in, 503 if they are too many now.
@@ -54,13 +57,14 @@ class Gate:
         most = self.limits.queue
         if n > most:
             raise Refused(413, "serve.images", f"{n} images in one request; at most {most}")
-        if self.images + n > most:
+        more = n - counted
+        if self.images + more > most:
             raise busy(f"{self.images} images are waiting already")
-        self.images += n
+        self.images += more
         try:
             yield
         finally:
-            self.images -= n
+            self.images -= more
 
     @contextmanager
     def body(self) -> Iterator[bytearray]:
