@@ -89,12 +89,25 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
 @run_argument
 @click.option("--quiet", is_flag=True, help="Tell only errors and results.")
 @json_option
-def resume(run: str, quiet: bool, as_json: bool) -> None:
+@click.option("--device", metavar="DEVICE", help="Another one: auto, cpu, gpu or gpu:N.")
+@click.option("--strategy", metavar="STRATEGY", help="Another one: see finetune.")
+def resume(run: str, as_json: bool, **changed: Any) -> None:
     """Go on with a run that was interrupted or killed."""
     from . import run as library
 
-    console.setup(quiet=quiet)
-    _finished(lambda: library.resume(run, quiet=quiet), as_json)
+    console.setup(quiet=changed["quiet"])
+    given = {key: value for key, value in changed.items() if value is not None}
+    _finished(lambda: library.resume(run, **given), as_json)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--workers", type=click.IntRange(1), default=2, help="Processes.  [default: 2]")
+@click.argument("command", nargs=-1, required=True, metavar="-- COMMAND...")
+def launch(workers: int, command: tuple[str, ...]) -> None:
+    """Run finetune or resume as several workers on this machine."""
+    from .launch import launch
+
+    raise click.exceptions.Exit(launch(command, workers))
 
 
 def _finished(make: Callable[[], Any], as_json: bool) -> None:

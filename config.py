@@ -173,7 +173,9 @@ class FinetuneConfig(BaseModel):
     device: str = setting(
         "auto", "auto, cpu, gpu or gpu:N", "DEVICE", pattern=r"^(auto|cpu|gpu(:\d+)?)$"
     )
-    strategy: Literal["auto", "none", "mirrored"] = setting("auto", "use of several devices")
+    strategy: Literal["auto", "none", "mirrored", "multiworker", "tpu"] = setting(
+        "auto", "use of several devices, or several machines"
+    )
     precision: Literal["auto", "fp32", "mixed"] = setting("auto", "arithmetic of training")
     cache: Switch = setting("auto", "compute frozen layers once and keep the result")
 
@@ -224,8 +226,11 @@ class FinetuneConfig(BaseModel):
 
 
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
-# may be others when a run is resumed: no weight depends on them
-NOT_TRAINING = {"out", "save_every", "export", "quantize", "fail_under"}
+# may be others when a run is resumed: no weight depends on them, but for the last bits of those
+# that another machine computes, which is told
+NOT_TRAINING = {
+    "out", "save_every", "export", "quantize", "fail_under", "device", "strategy",
+}  # fmt: skip
 # what belongs to one call and not to the recipe: never written to config.toml
 OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "verbose")
 

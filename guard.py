@@ -19,6 +19,7 @@ from . import console, files
 from .errors import BUG, CTRL_C, OK, DlzooError, UsageError, nearest
 
 PROGRAM, COMPLETE = "dlzoo", "_DLZOO_COMPLETE"
+QUIET = "3"  # the level of TensorFlow's log, of 0 to 3
 
 
 def run_command(cli: click.Command, argv: Sequence[str]) -> None:
@@ -126,7 +127,7 @@ def _silence_tensorflow() -> None:
     """Keep TensorFlow's chatter off stderr unless the user asks for it; make it Keras' backend."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = QUIET
         sys.meta_path.insert(0, _QuietImport())
         for noisy in ("tensorflow", "absl"):
             logging.getLogger(noisy).setLevel(logging.ERROR)

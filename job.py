@@ -11,22 +11,33 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, console, files
+from . import __version__, cluster, console, files
 from .config import NOT_TRAINING, FinetuneConfig, to_toml
 from .data import Data, load_data
-from .errors import DataError, DlzooError, ExportError, Interrupted, ResumeError, UsageError
+from .errors import (
+    DataError,
+    DlzooError,
+    ExportError,
+    Interrupted,
+    ResourceError,
+    ResumeError,
+    UsageError,
+)
 from .machine import changes, environment
-from .rundir import RunDir, file_stem, now, read_values
+from .rundir import RunDir, file_stem, now, read_values, versions
 from .signals import listen
+from .workers import Workers
 from .zoo import resolve as find_model
 
 if TYPE_CHECKING:
     from .transfer.classifier import Classifier
+    from .transfer.distribute import Machine
     from .transfer.plan import Plan
     from .zoo.spec import Preprocess
 
@@ -40,6 +51,7 @@ class Job:
             os.environ["DLZOO_OFFLINE"] = "1"  # the sources of data ask for it, too
         self.began = time.perf_counter()
         self.classifier: Classifier | None = None
+        self.workers = Workers()
         self.plan: Plan
         self.rule: Preprocess
 
@@ -50,18 +62,33 @@ class Job:
             then: what else is to be done before the run counts as finished, and is done again
                 when the run is resumed; an export that is refused does not undo the run.
         """
-        config = self.config
-        RunDir.check(config.out, None if config.resume == "auto" else config.name)
-        self.find_model()
-        self.load_data()
-        stem = file_stem(f"{config.backbone}-{self.data.name}")
-        begun = self.to_resume(stem) if config.resume == "auto" else None
-        if begun and begun.read()["status"] == "finished":
-            console.say(f"nothing to resume: {begun.path} is finished ({_epochs(begun)})")
-            return begun
-        going_on = begun is not None and begun.begun
-        self.build(begun if going_on else None)
-        directory = begun or RunDir.create(config.out, config.name, stem)
+        config, workers = self.config, self.meet()
+        with workers.watching():
+            if workers.chief:
+                RunDir.check(config.out, None if config.resume == "auto" else config.name)
+            self.find_model()
+            self.load_data()
+            self.check_same_everywhere()
+            stem = file_stem(f"{config.backbone}-{self.data.name}")
+            resumes = workers.chief and config.resume == "auto"
+            begun = self.to_resume(stem) if resumes else None
+            if found := workers.agree(_finished(begun)):
+                directory = RunDir(found)
+                console.say(f"nothing to resume: {found} is finished ({_epochs(directory)})")
+                return directory
+            going_on = workers.agree(begun is not None and begun.begun)
+            self.build(begun if going_on else None)
+            if not workers.chief:
+                directory = RunDir(workers.agree(None))
+                self.help(directory, going_on)
+                return directory
+            directory = begun or RunDir.create(config.out, config.name, stem)
+            workers.agree(directory.path.absolute())
+            self.run_in(directory, going_on, then)
+            return directory
+
+    def run_in(self, directory: RunDir, going_on: bool, then: Callable[[RunDir], None]) -> None:
+        """Do what is left, as the process that writes it to a directory."""
         refused = None
         with directory, console.logging_to(directory.log), _interruptible(directory):
             if going_on:
@@ -77,9 +104,56 @@ class Job:
                 refused = error
         # not before the run counts as finished: until then it may have to be resumed
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
+        self.workers.agree(None)
         if refused:
             raise refused
-        return directory
+
+    def help(self, directory: RunDir, going_on: bool) -> None:
+        """Compute a share of it, as one of the processes that write nothing; wait for its end."""
+        if not directory.json.is_file():
+            raise ResourceError(
+                "dist.no-shared-folder",
+                f"rank {self.workers.rank} does not see the run that rank 0 has made",
+                where=directory.path,
+                fix="--out on a file system that all workers share",
+            )
+        with _interruptible(directory):
+            self.train(directory, resume=going_on)
+        self.workers.agree(None)
+
+    def meet(self) -> Workers:
+        """Meet the other processes of the job; TensorFlow must not have computed anything yet."""
+        if self.config.strategy in ("auto", "multiworker") and cluster.find():
+            self.workers = self.machine.workers
+            if not self.workers.chief:  # only the first one speaks
+                console.setup(quiet=True)
+        return self.workers
+
+    @cached_property
+    def machine(self) -> Machine:
+        """What the job computes on; the process is set up for it when this is first asked for."""
+        from .transfer.distribute import prepare
+
+        config = self.config
+        return prepare(
+            device=config.device,
+            strategy=config.strategy,
+            precision=config.precision,
+            seed=config.seed,
+            deterministic=config.deterministic,
+        )
+
+    def check_same_everywhere(self) -> None:
+        """See that all processes have the same photos and the same program."""
+        own = {"photos": self.data.fingerprint, **versions()}
+        for rank, other in enumerate(self.workers.every(own)):
+            differ = [key for key in own if other[key] != own[key]]
+            if differ:
+                raise DataError(
+                    "dist.differs",
+                    f"rank {rank} has other {', '.join(differ)} than rank {self.workers.rank}",
+                    fix="give all workers the same data and install the same versions",
+                )
 
     def rehearse(self) -> dict[str, Any]:
         """Check everything and run one train and one eval step of each stage; write nothing."""
@@ -229,21 +303,19 @@ class Job:
         Args:
             begun: the run to go on with; its plan is taken as it stands.
         """
-        from .transfer.distribute import prepare
         from .transfer.plan import Plan
 
         config = self.config
-        self.machine = prepare(
-            device=config.device,
-            strategy=config.strategy,
-            precision=config.precision,
-            seed=config.seed,
-            deterministic=config.deterministic,
-        )
+        plan = None
         if begun and begun.plan.is_file():
-            self.build_for(Plan.from_dict(read_values(begun.plan)))
-        elif config.time:
+            plan = read_values(begun.plan)
+        elif config.time and self.workers.chief:
             self.build_in_time(config.time)
+            if self.workers.count == 1:
+                return
+            plan = self.plan.to_dict()
+        if plan := self.workers.agree(plan):
+            self.build_for(Plan.from_dict(plan))
         else:
             self.build_for(self.make_plan(config.preset), config.preset)
 
@@ -256,7 +328,8 @@ class Job:
 
         rates = None
         for name in reversed(PRESETS):
-            self.build_for(self.make_plan(name), name)
+            # variables of all processes cannot be made by one
+            self.build_for(self.make_plan(name), name, alone=self.workers.count > 1)
             frozen = Frozen(self.model, self.data, self.rule, augment=self.plan.augment)
             if rates is None:
                 unfreeze(self.model, self.plan.stages[0].unfreeze)
@@ -274,11 +347,12 @@ class Job:
         epochs = ", ".join(f"{stage.name} {stage.epochs}" for stage in shown.stages)
         console.say(f"preset {name} ({epochs}): about {needed:,.0f} s, {fits} {seconds:,} s")
 
-    def build_for(self, plan: Plan, preset: str | None = None) -> None:
+    def build_for(self, plan: Plan, preset: str | None = None, alone: bool = False) -> None:
         """Build the model that a plan asks for, and fit the plan to it.
 
         Args:
             preset: that the plan was made from; None: it is taken as it stands.
+            alone: build it for this process only.
         """
         from . import zoo
         from .transfer.freeze import unfreeze
@@ -289,7 +363,7 @@ class Job:
         arguments: dict[str, Any] = {"pool": "avg", "taps": plan.taps}
         if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
             arguments, plan = {}, replace(plan, taps=())
-        with self.machine.strategy.scope():
+        with nullcontext() if alone else self.machine.strategy.scope():
             self.model = zoo.create_model(
                 self.variant.name,
                 num_classes=1 if self.data.task == "binary" else len(self.data.classes),
@@ -335,6 +409,10 @@ class Job:
             side = self.data.summary()["shorter_side"]["median"]
             native = self.row.preprocess.size if self.row else self.variant.size
             size = image_size(native, plan.size, side, self.variant.min_size)
+        if config.batch == "auto":
+            plan = plan.scaled(
+                self.machine.replicas, self.data.splits["train"], config.lr == "auto"
+            )
         return replace(plan, size=size)
 
     def write_inputs(self, directory: RunDir) -> None:
@@ -378,36 +456,44 @@ class Job:
                 f"{len(data):,} images ({data.skipped} skipped)",
                 f"split {sizes} {how}, manifest {data.fingerprint[:8]}..  "
                 f"{warned} warnings in data_report.csv",
-                f"device {self.machine.device} {self.machine.precision}  "
+                f"device {self.machine.words}  "
                 f"images {plan.size} px, augment {plan.augment}"
                 + ("" if data.flip else ", never mirrored"),
-                f"plan {self.config.preset}: {stages} epochs at most  monitor {plan.monitor}",
+                f"plan {self.config.preset}: {stages} epochs at most  monitor {plan.monitor}"
+                + self.of_replicas(),
                 f"model {self.model.count_params():,} parameters  task {data.task}",
                 f"run {directory.path}",
             ]
         )
 
+    def of_replicas(self) -> str:
+        """Return what the header says of the batches that several replicas share."""
+        if self.machine.replicas == 1:
+            return ""
+        said = dict.fromkeys(f"{s.batch} at {s.lr:.2g}" for s in self.plan.stages)
+        return f"  batch {', '.join(said)} over all replicas"
+
     def train(self, directory: RunDir, resume: bool):
         from .transfer.fit import train
 
         choice = {"auto": None, "on": True, "off": False}[self.config.cache]
-        with self.machine.strategy.scope():
-            outcome = train(
-                self.model,
-                self.data,
-                self.plan,
-                self.rule,
-                folder=directory.path,
-                resume=resume,
-                use_cache=choice,
-                save_every=self.config.save_every,
-                deterministic=self.config.deterministic,
-                halve=self.config.batch == "auto",
-                quiet=self.config.quiet,
-                say=console.say,
-                log=console.log,
-                bar=console.progress,
-            )
+        outcome = train(
+            self.model,
+            self.data,
+            self.plan,
+            self.rule,
+            folder=directory.path,
+            resume=resume,
+            machine=self.machine,
+            use_cache=choice,
+            save_every=self.config.save_every,
+            deterministic=self.config.deterministic,
+            halve=self.config.batch == "auto",
+            quiet=self.config.quiet or not self.workers.chief,
+            say=console.say,
+            log=console.log,
+            bar=console.progress,
+        )
         if outcome.interrupted is not None:
             raise KeyboardInterrupt
         return outcome
@@ -494,6 +580,12 @@ def _command(directory: RunDir) -> str:
     if program != "dlzoo":
         return 'the same call with resume="auto"'
     return shlex.join(["dlzoo", "resume", str(directory.path)])
+
+
+def _finished(begun: RunDir | None) -> str | None:
+    """Return where a run is that has nothing left to do."""
+    done = begun is not None and begun.read()["status"] == "finished"
+    return str(begun.path) if begun and done else None
 
 
 def _epochs(directory: RunDir) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import DivergedError
 from ..signals import listen
+from ..workers import Together
 from .base import CUT, SIGNALLED, Resumable, learning_rate
 
 
@@ -140,14 +141,16 @@ class StopOnSignal(Resumable):
     Args:
         cut_validation: leave a validation that is under way after its batch, and start none;
             only where no callback of others would take its figures for those of all images.
+        together: where several processes train, all stop at the step at which they hear of it.
 
     Attributes:
         received: number of the first signal, or None. `Resume`, later in the list, saves then.
     """
 
-    def __init__(self, cut_validation: bool = False) -> None:
+    def __init__(self, cut_validation: bool = False, together: Together | None = None) -> None:
         super().__init__()
-        self.cut_validation = cut_validation
+        self.cut_validation = cut_validation and together is None
+        self.together = together
         self.received: int | None = None
         self._restore: Callable[[], None] | None = None
         self._held = False
@@ -172,7 +175,7 @@ class StopOnSignal(Resumable):
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Stop after this step if a signal has come; the last step leaves the epoch whole."""
-        if self.received is not None:
+        if self._told() is not None:
             self._stop()
             setattr(self.model, CUT, batch + 1 != (self.params or {}).get("steps"))
 
@@ -184,7 +187,7 @@ class StopOnSignal(Resumable):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Stop after this epoch if a signal came during validation."""
-        if self.received is not None:
+        if self._told(now=True) is not None:
             self._stop()
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
@@ -192,6 +195,14 @@ class StopOnSignal(Resumable):
         setattr(self.model, CUT, False)
         if not self._held:
             self._uninstall()
+
+    def _told(self, now: bool = False) -> int | None:
+        """Return the signal that this process got, or that all have heard of."""
+        if self.together is None or getattr(self.model, SIGNALLED, False):
+            return self.received
+        heard = self.together.step(self.received, now)
+        self.received = self.received or heard
+        return heard
 
     def _stop(self) -> None:
         self.model.stop_training = True

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import ResumeError, UsageError
 from ..units import parse_seconds
+from ..workers import Together, Workers
 from .base import CUT, SIGNALLED, Resumable
 from .checkpoint import KEEP, Checkpoint, Checkpoints, Group
 
@@ -60,6 +61,8 @@ class Resume(Resumable):
         data_goes_on: the data given to `fit` begin where `resume.epoch` and `resume.batch` say;
             else the batches before that are read and dropped.
         more: gives plain values to save; they come back in `found.state["more"]`.
+        together: where several processes train, each has a `Resume` on the one folder: all save
+            at the same step, and the first of them writes.
         say: told of a damaged checkpoint that is passed over; default: a warning.
 
     Attributes:
@@ -85,6 +88,7 @@ class Resume(Resumable):
         keep: int = KEEP,
         data_goes_on: bool = False,
         more: Callable[[], dict[str, Any]] = dict,
+        together: Together | None = None,
         say: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=3),
     ):
         super().__init__()
@@ -92,7 +96,10 @@ class Resume(Resumable):
         self.full_model, self.data_goes_on, self.more = model, data_goes_on, more
         self.watched = _watched(callbacks)
         self.checkpoints = Checkpoints(folder, keep=keep, say=say)
-        self.found = self.checkpoints.newest()
+        self.together = together
+        if together:
+            together.due = self._time_is_up
+        self.found = self._newest()
         state = self.found.state if self.found else {}
         self.step, self.epoch, self.batch = (state.get(n, 0) for n in ("step", "epoch", "batch"))
         self.stall: list[float] = []
@@ -103,6 +110,14 @@ class Resume(Resumable):
         self._still = uuid.uuid4().hex
 
     # -- going on
+
+    def _newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint; the chief looks first, and puts aside what is damaged."""
+        workers = self.together.workers if self.together else Workers()
+        found = self.checkpoints.newest() if workers.chief else None
+        if workers.count > 1 and workers.agree(found is not None) and not workers.chief:
+            found = self.checkpoints.newest()
+        return found
 
     def new_stage(self, name: str) -> None:
         """Begin a stage: its fit starts with its first epoch, whatever was found."""
@@ -125,7 +140,9 @@ class Resume(Resumable):
         self._still = uuid.uuid4().hex
         self._saved_at = time.perf_counter()
         if self._pending is None:
-            self.checkpoints.check_room(self._groups())
+            groups = self._groups()
+            if self._writes:
+                self.checkpoints.check_room(groups)
             return
         self._still = self._pending.version("still") or self._still
         self._restore(self._pending)
@@ -206,7 +223,7 @@ class Resume(Resumable):
 
     # -- saving
 
-    def save(self, *, ended: bool = False, sums: Sequence[np.ndarray] | None = None) -> Checkpoint:
+    def save(self, *, ended: bool = False, sums: Sequence[np.ndarray] | None = None) -> None:
         """Write a checkpoint now.
 
         Args:
@@ -222,10 +239,11 @@ class Resume(Resumable):
             "callbacks": {name: c.state_dict() for name, c in self.watched.items()},
             "more": self.more(),
         }
-        self.found = self.checkpoints.save(self.step, self._groups(sums), state)
+        groups = self._groups(sums)
+        if self._writes:
+            self.found = self.checkpoints.save(self.step, groups, state)
         self._saved_step, self._saved_at = self.step, time.perf_counter()
         self.stall.append(self._saved_at - began)
-        return self.found
 
     def save_what_is_done(self) -> None:
         """Write a checkpoint of the steps done, where an error has ended the fit between two."""
@@ -235,10 +253,19 @@ class Resume(Resumable):
     def _due(self) -> bool:
         if self.steps_between is not None:
             return self.step - self._saved_step >= self.steps_between
+        return self.together.save if self.together else self._time_is_up()
+
+    def _time_is_up(self) -> bool:
+        if self.steps_between is not None:
+            return False
         wait = self.time_between
         if wait is None:
             wait = max(INTERVAL, self.stall[-1] / SHARE if self.stall else 0.0)
         return time.perf_counter() - self._saved_at >= wait
+
+    @property
+    def _writes(self) -> bool:
+        return self.together is None or self.together.workers.chief
 
     def _whole(self) -> keras.Model:
         return self.model if self.full_model is None else self.full_model
@@ -259,8 +286,9 @@ class Resume(Resumable):
 
         groups = {name: Group(read(self._variables(name))) for name in GROUPS}
         groups["still"] = Group(groups["still"].arrays, self._still)
-        if sums is not None:
-            groups["metrics"] = Group(lambda: sums)
+        # of all replicas and processes: each must ask for them
+        metrics = [np.asarray(v) for v in self._variables("metrics")] if sums is None else sums
+        groups["metrics"] = Group(lambda: metrics)
         for name, callback in self.watched.items():
             if version := callback.arrays_version():
                 groups[name] = Group(callback.arrays, version)

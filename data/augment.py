@@ -94,7 +94,7 @@ def mixed(dataset: tf.data.Dataset, alpha: float, seed: int, first: int = 0) -> 
     """Mix each sample of a batch with another one of it (mixup, arXiv:1710.09412).
 
     Args:
-        dataset: batches of (images or activations, labels, weights).
+        dataset: batches of (images or activations, labels, weights), and of what is not mixed.
         alpha: of the Beta distribution that a batch's share is drawn from; 0 mixes nothing.
         seed: of the draws, with the number of the batch: a run can go on anywhere.
         first: number of the first batch, counted over all epochs.
@@ -110,7 +110,8 @@ def mixed(dataset: tf.data.Dataset, alpha: float, seed: int, first: int = 0) -> 
         wanted = [number + first, tf.shape(batch[0])[0]]
         share, other = tf.numpy_function(draw, wanted, (tf.float32, tf.int64), stateful=False)
         share, other = tf.ensure_shape(share, ()), tf.ensure_shape(other, (None,))
-        return tuple(share * part + (1 - share) * tf.gather(part, other) for part in batch)
+        found = (share * part + (1 - share) * tf.gather(part, other) for part in batch[:3])
+        return *found, *batch[3:]
 
     return dataset.enumerate().map(lambda number, batch: mix(number, batch))
 

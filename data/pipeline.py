@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from .records import Record, as_pixels
 from .resize import reduce_pixels, resample, resize_rule, shorter_side
 
 __all__ = [
+    "Part",
     "batches",
     "class_weights",
     "identities",
@@ -38,6 +40,38 @@ __all__ = [
 _MASK = (1 << 64) - 1
 _EPOCH, _VIEW = 1, 2
 _RETRY_AFTER = (0.05, 0.2, 0.8)  # seconds
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which images of each batch one of several replicas of a model computes.
+
+    Attributes:
+        index: of the replica. of: their number.
+        same: give every part the same number of images always, as a TPU wants it; the last
+            batch of an epoch is filled up then. Else a part is filled up only where it would
+            have no image at all.
+    """
+
+    index: int
+    of: int
+    same: bool = False
+
+    def most(self, batch: int) -> int:
+        """Return how many images a part has at most."""
+        return -(-batch // self.of)
+
+    def cut(self, rows: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return this part's rows of a batch, and float32: 0 for those that fill it up."""
+        if self.same:
+            most = self.most(batch)
+            mine, size = rows[self.index * most : (self.index + 1) * most], most
+        else:
+            mine = np.array_split(rows, self.of)[self.index]
+            size = max(1, len(mine))
+        real = np.zeros(size, np.float32)
+        real[: len(mine)] = 1
+        return np.concatenate([mine, np.repeat(rows[:1], size - len(mine))]), real
 
 
 def batches(
@@ -55,6 +89,7 @@ def batches(
     view: int | None = None,
     rows: np.ndarray | None = None,
     weights: np.ndarray | None = None,
+    part: Part | None = None,
 ) -> tf.data.Dataset:
     """Return the batches of a split, for one epoch or many.
 
@@ -79,9 +114,12 @@ def batches(
         rows: the pass takes these records only; int64, in the order wanted.
         weights: per class (classes,), from `class_weights`; an image weighs as its class, or
             as its classes on average.
+        part: only what this replica computes of each batch.
 
     Returns:
-        (image float32 (b, size, size, 3) in 0..255, label float32 (b, k), weight float32 (b,)).
+        (image float32 (b, size, size, 3) in 0..255, label float32 (b, k), weight float32 (b,));
+        with `part` also real float32 (b,), 0 for an image that only fills the part up, and
+        float32 (), how many images the whole batch has.
 
     Raises:
         DataError: `data.split` if the split is empty.
@@ -100,6 +138,7 @@ def batches(
         level = level if view > 0 else None
     every = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
     steps = -(-len(every) // batch)
+    most = part.most(batch) if part else batch
     labels, weight = data.labels(split), sample_weights(data, split, weights)
     images = _images(data, shorter_side(preprocess))
 
@@ -110,22 +149,35 @@ def batches(
             data.failure = error
             raise
 
-    def order(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return keys (n, 2) of an epoch's samples, and the samples; -1 fills the last batch up."""
-        indices = np.full(steps * batch, -1, np.int64)
-        indices[: len(every)] = permutation(len(records), seed, int(epoch)) if shuffle else every
+    def order(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return keys (n, 2) of an epoch's samples, the samples, and their `real` and count.
+
+        -1 fills a batch up to the size of the others, and is dropped again.
+        """
+        rows = permutation(len(records), seed, int(epoch)) if shuffle else every
+        indices, share = np.full(steps * most, -1, np.int64), np.ones((steps * most, 2), np.float32)
+        if part is None:
+            indices[: len(rows)] = rows
+        else:
+            for step in range(steps):
+                whole = rows[step * batch : (step + 1) * batch]
+                mine, real = part.cut(whole, batch)
+                here = slice(step * most, step * most + len(mine))
+                indices[here], share[here, 0], share[here, 1] = mine, real, len(whole)
         key = _mix(seed, _EPOCH, int(epoch)) if view is None else _mix(_VIEW, view)
         keys = np.full((len(indices), 2), key, np.uint64).view(np.int64)
         keys[:, 1] = idents[indices]
-        return keys, indices
+        return keys, indices, share
 
     def samples(epoch: tf.Tensor) -> tf.data.Dataset:
-        keys, indices = tf.numpy_function(order, [epoch], (tf.int64, tf.int64), stateful=False)
-        keys = tf.ensure_shape(keys, (steps * batch, 2))
-        indices = tf.ensure_shape(indices, (steps * batch,))
-        return tf.data.Dataset.from_tensor_slices((keys, indices))
+        kinds = tf.int64, tf.int64, tf.float32
+        keys, indices, share = tf.numpy_function(order, [epoch], kinds, stateful=False)
+        keys = tf.ensure_shape(keys, (steps * most, 2))
+        indices = tf.ensure_shape(indices, (steps * most,))
+        share = tf.ensure_shape(share, (steps * most, 2))
+        return tf.data.Dataset.from_tensor_slices((keys, indices, share))
 
-    def sample(key: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def sample(key: tf.Tensor, index: tf.Tensor, share: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def make() -> tf.Tensor:
             pixels = tf.numpy_function(fetch, [index], tf.uint8, stateful=False)
             pixels = tf.ensure_shape(pixels, (None, None, 3))
@@ -134,23 +186,32 @@ def batches(
             return _augmented(pixels, key, level, data.flip, preprocess)
 
         size = preprocess.size
-        return index, tf.cond(index >= 0, make, lambda: tf.zeros((size, size, 3)))
+        return index, share, tf.cond(index >= 0, make, lambda: tf.zeros((size, size, 3)))
 
-    def finish(index: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def finish(index: tf.Tensor, share: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Drop what filled up the last batch; add labels and weights."""
         real = tf.math.count_nonzero(index >= 0)
         index = index[:real]
         label, factor = tf.numpy_function(
             lambda i: (labels[i], weight[i]), [index], (tf.float32, tf.float32), stateful=False
         )
-        label = tf.ensure_shape(label, (None, labels.shape[1]))
-        return image[:real], label, tf.ensure_shape(factor, (None,))
+        found = (
+            image[:real],
+            tf.ensure_shape(label, (None, labels.shape[1])),
+            tf.ensure_shape(factor, (None,)),
+        )
+        if part is None:
+            return found
+        if part.same:  # of one size always
+            found = tuple(tf.ensure_shape(x, (most, *x.shape[1:])) for x in found)
+            share = tf.ensure_shape(share, (most, 2))
+        return *found, share[:real, 0] if not part.same else share[:, 0], share[0, 1]
 
     plain = tf.autograph.experimental.do_not_convert
     dataset = tf.data.Dataset.range(start_epoch, epochs).flat_map(plain(samples))
-    dataset = dataset.skip(start_step * batch)
+    dataset = dataset.skip(start_step * most)
     dataset = dataset.map(plain(sample), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(batch, drop_remainder=True).map(plain(finish)).prefetch(2)
+    dataset = dataset.batch(most, drop_remainder=True).map(plain(finish)).prefetch(2)
     left = max(0, (epochs - start_epoch) * steps - start_step)
     return dataset.apply(tf.data.experimental.assert_cardinality(left))
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ import numpy as np
 from .. import files
 from ..data import Data
 from ..data import augment as augmentation
-from ..data.pipeline import batches, identities, permutation, sample_weights, surfacing
+from ..data.pipeline import Part, batches, identities, permutation, sample_weights, surfacing
 from ..errors import UsageError
+from ..workers import Workers
 from ..zoo import graph
 from ..zoo.spec import Preprocess
 from .engine import Engine
@@ -81,6 +84,7 @@ class Activations:
         start_step: int = 0,
         shuffle: bool = False,
         mixup: float = 0.0,
+        part: Part | None = None,
     ):
         """Return a tf.data.Dataset of (activation, label, weight), epoch after epoch.
 
@@ -89,6 +93,8 @@ class Activations:
 
         Args:
             mixup: see `data.augment.mixed` (on activations: arXiv:1806.05236).
+            part: only what this replica computes of each batch, and two values more, see
+                `data.pipeline.batches`.
         """
         import tensorflow as tf
 
@@ -98,15 +104,22 @@ class Activations:
             epoch, step = divmod(int(at), steps)
             order = permutation(n, seed, epoch) if shuffle else np.arange(n)
             chosen = order[step * batch : (step + 1) * batch]
+            share: list[Any] = []
+            if part:
+                count = np.float32(len(chosen))
+                chosen, real = part.cut(chosen, batch)
+                share = [real, count]
             x = self.take(chosen, (chosen + epoch) % self.views if shuffle else 0)
-            return x, self.labels[chosen], self.weights[chosen]
+            return x, self.labels[chosen], self.weights[chosen], *share
 
         def load(at):
-            x, y, w = tf.numpy_function(gather, [at], [tf.float32] * 3)
-            x.set_shape((None, *self.shape))
-            y.set_shape((None, self.labels.shape[1]))
-            w.set_shape((None,))
-            return x, y, w
+            rows = part.most(batch) if part and part.same else None
+            shapes: list[tuple] = [(rows, *self.shape), (rows, self.labels.shape[1]), (rows,)]
+            shapes += [(rows,), ()] if part else []
+            found = tf.numpy_function(gather, [at], [tf.float32] * len(shapes))
+            for values, shape in zip(found, shapes, strict=True):
+                values.set_shape(shape)
+            return tuple(found)
 
         first = start_epoch * steps + start_step
         dataset = tf.data.Dataset.range(first, epochs * steps).map(load, num_parallel_calls=2)
@@ -139,6 +152,7 @@ class Frozen:
         augment: level of the views after the first.
         batch: images computed at a time.
         steady: take the same engine each time, not the one that is faster just now.
+        workers: the processes that compute what lacks together; each then has all of it.
         leave: called with the number of images after each batch; raises to give up.
         say: told who is being waited for.
         bar: gives, for a label, a context in which (done, total) images are shown.
@@ -156,6 +170,7 @@ class Frozen:
         augment: str = "none",
         batch: int = 32,
         steady: bool = False,
+        workers: Workers | None = None,
         leave: Callable[[int], None] = lambda images: None,
         say: Callable[[str], None] = lambda line: None,
         bar: Callable[[str], Any] = lambda label: nullcontext(lambda done, total: None),
@@ -164,6 +179,7 @@ class Frozen:
         self.model, self.data, self.rule = model, data, rule
         self.augment, self.batch, self.steady = augment, batch, steady
         self.leave, self.say = leave, say
+        self.workers = workers or Workers()
         self.speed = Speed()
         self._bottoms: dict[str, keras.Model] = {}
         self._shelves: dict[Path, Shelf] = {}
@@ -203,17 +219,19 @@ class Frozen:
     def missing(self, places: Iterable[str], splits: Iterable[str], views: int = 1) -> int:
         """Return how many images x views would have to be computed."""
         every = self.shelves(places, views)
-        return sum(
+        lacking = sum(
             int((~np.all([s.holds(ids) for (_, v), s in every.items() if v == view], axis=0)).sum())
             for ids in (identities(self.data, split) for split in splits)
             for view in range(views)
         )
+        return max(self.workers.every(lacking))
 
     def room(self, places: Iterable[str], images: int, views: int = 1) -> bool:
         """Say whether that many activations can be kept; older ones may have to go."""
         every = self.shelves(places, views)
         size = sum(2 * math.prod(shelf.shape) for shelf in every.values())
-        return make_room(size * images, keep=[shelf.folder for shelf in every.values()])
+        found = make_room(size * images, keep=[shelf.folder for shelf in every.values()])
+        return all(self.workers.every(found))
 
     @contextmanager
     def passing(self, label: str, images: int) -> Iterator[None]:
@@ -273,20 +291,43 @@ class Frozen:
         """Compute for one view what is not on the shelves."""
         with ExitStack() as held:
             for shelf in sorted(shelves.values(), key=lambda s: s.folder):  # one order for all
-                if not shelf.holds(ids).all():
+                if self._writes and not shelf.holds(ids).all():
                     held.enter_context(shelf.writing(self._waiting))
+            self.workers.every(None)  # those that write have their locks
             # what was waited for may be there now
             lacking = {p: ~s.holds(ids) for p, s in shelves.items()}
+            if self.workers.count > 1:  # on the shelves of any of them
+                every = self.workers.gather(np.stack(list(lacking.values()))[None])
+                lacking = {p: np.any(every[:, i], axis=0) for i, p in enumerate(lacking)}
             lacking = {p: missing for p, missing in lacking.items() if missing.any()}
             if lacking:
                 rows = np.flatnonzero(np.any(list(lacking.values()), axis=0))
                 rows = np.sort(rows[np.unique(ids[rows], return_index=True)[1]])  # copies, once
                 self._compute({p: shelves[p] for p in lacking}, split, ids, rows, view, work)
+            self.workers.every(None)  # all is written
         for shelf in shelves.values():
             shelf.touch()
 
+    @cached_property
+    def _writes(self) -> bool:
+        """Whether this process writes the shelves: the first of those that have them in common."""
+        if self.workers.count == 1:
+            return True
+        path = root() / "id"  # no other folder of shelves has the same
+        if not path.exists():
+            files.write_text(path, uuid.uuid4().hex)
+        self.workers.every(None)  # they may all have written it: all read the last one
+        homes = self.workers.every(path.read_text("utf-8"))
+        return homes.index(homes[self.workers.rank]) == self.workers.rank
+
     def _compute(self, shelves: dict[str, Shelf], split, ids, rows, view, work) -> None:
         run = self._engine({place: s.about["layers"] for place, s in shelves.items()}, work)
+        # each process takes its share, of one length, and is told what the others computed
+        workers, writes = self.workers, self._writes
+        share = -(-len(rows) // workers.count)
+        whole = np.resize(rows, (workers.count, share))
+        new = np.arange(whole.size).reshape(whole.shape) < len(rows)  # the rest comes twice
+        rows = whole[workers.rank]
         images_of = batches(
             self.data,
             split,
@@ -304,16 +345,20 @@ class Frozen:
                 for images, *_ in images_of:
                     self.speed.waited += time.perf_counter() - mark
                     answers = run(images.numpy())
+                    here = np.s_[:, done : done + len(images)]
+                    computed = whole[here][new[here]]
                     for writer, values in zip(writers, answers, strict=True):
-                        writer.add(ids[rows[done : done + len(images)]], values)
+                        values = workers.gather(values)[new[here].ravel()]
+                        if writes:
+                            writer.add(ids[computed], values)
                     done += len(images)
-                    self._tell(self.speed.images + done)
+                    self._tell(self.speed.images + done * workers.count)
                     self.leave(len(images))
                     mark = time.perf_counter()
         finally:
             for writer in writers:
                 writer.close()
-            self.speed.images += done
+            self.speed.images += min(done * workers.count, whole.size)
             self.speed.seconds += time.perf_counter() - began
 
     def _engine(self, layers: dict[str, str], work: float | None) -> Engine:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ResourceError
+from .. import cluster
+from ..errors import ResourceError, UsageError
 from ..machine import cores
+from ..workers import Workers
 
 AUTO = "auto"
 
@@ -16,15 +19,27 @@ class Machine:
     """What a run computes on.
 
     Attributes:
-        device: in words, such as `2x CPU`. precision: `fp32` or `mixed`.
+        device: in words, such as `2x CPU`. precision: `fp32`, `mixed` or `bf16`.
         strategy: the tf.distribute strategy whose scope models are built in.
         replicas: how many copies of the model compute a batch.
+        workers: the processes that do.
+        why: that strategy.
     """
 
     device: str
     precision: str
     strategy: Any
     replicas: int = 1
+    workers: Workers = field(default_factory=Workers)
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """What the header of a run says: device, precision, copies and processes."""
+        text = f"{self.device} {self.precision}"
+        if self.workers.count > 1:
+            text += f", {self.workers.count} workers"
+        return text + (f", {self.replicas} replicas" if self.replicas > 1 else "")
 
 
 def prepare(
@@ -37,36 +52,99 @@ def prepare(
 ) -> Machine:
     """Choose devices and set the process up for them; call before any model is built.
 
+    Several workers must be set up before TensorFlow computes anything in this process.
+
     Args:
         device: `auto` (GPUs if there are any), `cpu`, `gpu` or `gpu:N`.
-        strategy: `none`, `mirrored` (all chosen devices), or `auto`: mirrored from two GPUs on.
-        precision: `fp32` (also what `auto` means) or `mixed`: float16 with float32 weights.
+        strategy: `none`; `mirrored`, all chosen devices of this machine; `multiworker`, those of
+            all processes that `TF_CONFIG` or Slurm name; `tpu`; or `auto`: multiworker where
+            there are such processes, mirrored from two GPUs on.
+        precision: `fp32` (also what `auto` means) or `mixed`: float16 (on a TPU bfloat16) with
+            float32 weights.
         seed: of Python, NumPy and Keras. deterministic: ops give the same bits each time.
 
     Raises:
-        ResourceError: `resource.no-gpu`: a GPU was asked for and there is none.
+        ResourceError: `resource.no-gpu`, `resource.no-tpu`: it was asked for and there is none.
+        UsageError: `dist.no-cluster`: nothing names the workers; or as `cluster.find`.
     """
     import keras
     import tensorflow as tf
 
-    gpus = _gpus(device)
+    found = cluster.find() if strategy in (AUTO, "multiworker") else None
+    if strategy == "multiworker" and found is None:
+        raise UsageError(
+            "dist.no-cluster",
+            "nothing says which workers there are",
+            fix="set TF_CONFIG, start it by srun, or try it out on this machine with "
+            "`dlzoo launch --workers 2 -- finetune ...`",
+        )
+    if strategy == "tpu":
+        scope, chips = _tpu()
+        words, why = f"{chips}x TPU", "--strategy tpu"
+    else:
+        gpus = _gpus(device, found.beside if found else (0, 1))
+        words = f"{len(gpus)}x GPU" if gpus else f"{cores()}x CPU"
+        if found:  # before anything asks for a logical device
+            scope, why = _several(found), f"{len(found.addresses)} workers in {found.said_by}"
+        elif strategy == "mirrored" or (strategy == AUTO and len(gpus) > 1):
+            kind = "GPU" if gpus else "CPU"
+            names = [f"{kind}:{i}" for i in range(len(tf.config.list_logical_devices(kind)))]
+            scope, why = tf.distribute.MirroredStrategy(names), f"{len(names)} devices"
+        else:
+            scope = tf.distribute.get_strategy()
+            why = "--strategy none" if strategy == "none" else "one device"
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
-    mixed = precision == "mixed"
-    keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
-    chosen = gpus or tf.config.list_logical_devices("CPU")
-    names = [f"{d.device_type}:{i}" for i, d in enumerate(chosen)]
-    if strategy == "mirrored" or (strategy == AUTO and len(gpus) > 1):
-        scope = tf.distribute.MirroredStrategy(names)
-    else:
-        scope = tf.distribute.get_strategy()
-    words = f"{len(gpus)}x GPU" if gpus else f"{cores()}x CPU"
-    return Machine(words, "mixed" if mixed else "fp32", scope, scope.num_replicas_in_sync)
+    mixed, half = precision == "mixed", "bfloat16" if strategy == "tpu" else "float16"
+    keras.config.set_dtype_policy(f"mixed_{half}" if mixed else "float32")
+    name = ("bf16" if strategy == "tpu" else "mixed") if mixed else "fp32"
+    workers = Workers(scope, found.rank, len(found.addresses)) if found else Workers()
+    return Machine(words, name, scope, scope.num_replicas_in_sync, workers, why)
 
 
-def _gpus(device: str) -> list:
-    """Make the wanted GPUs visible, with memory taken as it is needed; return them."""
+def _several(found: cluster.Cluster) -> Any:
+    """Return the strategy of several processes, once all of them have come."""
+    import tensorflow as tf
+
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=found.resolver())
+    except (tf.errors.OpError, RuntimeError) as error:
+        raise ResourceError(
+            "dist.no-workers",
+            f"rank {found.rank} ({found.addresses[found.rank]}) did not meet the other workers: "
+            + str(error).splitlines()[0][:300],
+            fix="start all workers at about the same time; each must reach the addresses of "
+            "the others, and its own port must be free",
+        ) from error
+
+
+def _tpu() -> tuple[Any, int]:
+    """Connect to the TPU that `TPU_NAME` names, or to that of this machine."""
+    import tensorflow as tf
+
+    name = os.environ.get("TPU_NAME", "local")
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        scope = tf.distribute.TPUStrategy(resolver)
+    except (tf.errors.OpError, ValueError, RuntimeError, OSError) as error:
+        raise ResourceError(
+            "resource.no-tpu",
+            f"no TPU {name!r}: " + (str(error).splitlines() or [type(error).__name__])[0][:300],
+            fix="choose a TPU runtime, install tensorflow-tpu, and set TPU_NAME if it is not "
+            "in this machine; --strategy auto works everywhere",
+        ) from error
+    return scope, scope.num_replicas_in_sync
+
+
+def _gpus(device: str, beside: tuple[int, int]) -> list:
+    """Make the wanted GPUs visible, with memory taken as it is needed; return them.
+
+    Args:
+        beside: index and number of the processes that share those of this machine.
+    """
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -82,7 +160,12 @@ def _gpus(device: str) -> list:
                 fix="`dlzoo doctor` says why; --device cpu works everywhere",
             )
         gpus = gpus[number : number + 1] if ":" in device else gpus
+    index, count = beside
+    if ":" not in device and len(gpus) >= count > 1:
+        share = len(gpus) // count
+        gpus = gpus[index * share : (index + 1) * share]
+    if gpus:
         tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    return tf.config.list_logical_devices("GPU")
+    return gpus

@@ -36,20 +36,26 @@ from ..data import augment as augmentation
 from ..data.pipeline import batches, class_weights, permutation, sample_weights, surfacing
 from ..data.records import SPLITS
 from ..errors import DataError, ResourceError
+from ..workers import Together
 from ..zoo import graph
 from ..zoo.spec import Preprocess
 from . import engine, estimate, probe
 from .cache import Activations, Frozen
+from .distribute import Machine
 from .freeze import Split, frozen_part, unfreeze
 from .losses import make_loss, make_metrics, regularize
 from .optim import layer_multipliers, make_optimizer
 from .plan import HEAD_BY_STEPS, LBFGS, Plan, Stage
+from .replicas import replicated, spread
 from .tail import trainable_view
 
 MONITORS = ("loss", "acc", "val_loss", "val_acc")
 SAMPLE = 4  # batches, to measure what making images costs
 STARVED = 0.5  # of a training step: then the network waits for images more than it computes
 HALVINGS = 4  # batches that are tried before memory counts as too small
+# of a stage: makes its training set from (epoch, step, part), its validation set from (part), and
+# the latter's batch
+Images = tuple[Callable[..., tf.data.Dataset], Callable[..., tf.data.Dataset], int]
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
@@ -82,6 +88,7 @@ def train(
     *,
     folder: Path | None = None,
     resume: bool = False,
+    machine: Machine | None = None,
     use_cache: bool | None = None,
     save_every: str | int = "auto",
     deterministic: bool = False,
@@ -98,6 +105,8 @@ def train(
         rule: how images are made for it.
         folder: of the run; metrics.csv and checkpoints go there. None keeps all in memory.
         resume: go on from the newest checkpoint in `folder`, if there is one.
+        machine: from `distribute.prepare`; the model was made in the scope of its strategy. Of
+            several processes all call this, with the same arguments and one folder.
         use_cache: compute frozen layers once; None: wherever that is estimated to be faster.
         save_every: training steps or time between checkpoints, see `callbacks.Resume`.
         deterministic: decide nothing by the clock.
@@ -114,11 +123,16 @@ def train(
         ResumeError: `resume.no-valid-checkpoint`, `resume.config-changed`.
     """
     check_monitor(plan.monitor, MONITORS)
-    with StopOnSignal(cut_validation=True) as stop:
+    machine = machine or Machine("", "", tf.distribute.get_strategy())
+    # one that runs out of memory cannot ask the others, who wait for it, for smaller batches
+    halve = halve and machine.workers.count == 1
+    together = Together(machine.workers) if machine.workers.count > 1 else None
+    with StopOnSignal(cut_validation=True, together=together) as stop:
         progress = Progress(images=data.splits["train"], quiet=quiet, log=log)
-        how = _How(use_cache, save_every, deterministic, halve)
+        how = _How(machine, together, use_cache, save_every, deterministic, halve)
         job = _Training(model, data, plan, rule, folder, how, progress, say, stop, bar)
-        return job.run(resume)
+        with machine.strategy.scope():
+            return job.run(resume)
 
 
 def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> list[dict[str, Any]]:
@@ -172,6 +186,8 @@ def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> li
 class _How:
     """Arguments of `train` that are handed through."""
 
+    machine: Machine
+    together: Together | None
     use_cache: bool | None
     save_every: str | int
     deterministic: bool
@@ -184,8 +200,10 @@ class _Training:
     def __init__(self, model, data, plan: Plan, rule, folder, how: _How, progress, say, stop, bar):
         self.model, self.data, self.plan, self.rule = model, data, plan, rule
         self.folder, self.how, self.say, self.stop = folder, how, say, stop
+        self.workers = how.machine.workers
         self.best = BestModel(model, monitor=plan.monitor)
-        self.history = History(None if folder is None else folder / "metrics.csv")
+        writes = folder is not None and self.workers.chief
+        self.history = History(folder / "metrics.csv" if writes else None)
         self.progress = progress
         progress.best = self.best
         self.weights = None
@@ -199,7 +217,7 @@ class _Training:
         )
         self.frozen = Frozen(
             model, data, rule, augment=plan.augment, steady=how.deterministic,
-            leave=self.leave_if_asked, say=say, bar=bar,
+            workers=self.workers, leave=self.leave_if_asked, say=say, bar=bar,
         )  # fmt: skip
         self.outcome = Outcome()
         self.activations: dict[str, Activations] = {}  # of the stage, by split
@@ -218,6 +236,7 @@ class _Training:
                 model=self.model,
                 data_goes_on=True,
                 more=lambda: {**self.doing, "stages": self.outcome.stages},
+                together=self.how.together,
                 say=self.say,
             )
         found = self.resume.found if resume and self.resume else None
@@ -243,7 +262,14 @@ class _Training:
         return self.outcome
 
     def leave_if_asked(self, *_: object) -> None:
-        """Give up what is not yet saved once a signal has come."""
+        """Give up what is not yet saved once a signal has come to any of the processes."""
+        received = [each for each in self.workers.every(self.stop.received) if each]
+        if received:
+            self.stop.received = received[0]
+            raise KeyboardInterrupt
+
+    def leave_if_interrupted(self, *_: object) -> None:
+        """Give up once a signal has come to this process, while the others wait for it."""
         if self.stop.received is not None:
             raise KeyboardInterrupt
 
@@ -277,7 +303,7 @@ class _Training:
         if going_on:  # as it was begun
             split = split if split and split.at == self.doing["cut"] else None
         elif split and self.how.use_cache is None and not self.how.deterministic:
-            split = split if self.pays(split, stage) else None
+            split = split if self.workers.agree(self.pays(split, stage)) else None
         self.doing["cut"] = split.at if split else None
         for callback in (self.guard, self.best, self.history, self.progress):
             callback.new_stage(stage.name)
@@ -368,10 +394,14 @@ class _Training:
         together = max(1, stage.batch // batch)
         by_steps = stage.optimizer != LBFGS
         first = (self.resume.epoch, self.resume.batch) if self.resume else (0, 0)
-        train_set, val_set = self.cached(split, stage, batch) if split else self.live(stage, batch)
+        images = self.cached(split, stage, batch) if split else self.live(stage, batch)
+        train_set, val_set, val_batch = images
         trained = self.model if split is None else split.top
         if split and not engine.on_gpu():  # its shortcuts were measured on CPUs alone
             trained = trainable_view(split.top)
+        strategy = self.how.machine.strategy
+        if several := self.how.machine.replicas > 1:
+            trained = replicated(trained)
         steps = math.ceil(self.data.splits["train"] / batch)
         optimizer = make_optimizer(
             stage.optimizer if by_steps else "sgd",
@@ -384,11 +414,11 @@ class _Training:
         trained.compile(
             optimizer=optimizer,
             loss=make_loss(self.data.task, self.plan.label_smoothing),
-            metrics=make_metrics(self.data.task),
+            **{"weighted_metrics" if several else "metrics": make_metrics(self.data.task)},
             jit_compile=False,  # XLA makes convolutions several times slower on a CPU
         )
         some = self.data.labels("train")[:1]
-        build_metrics(trained, some, np.zeros_like(some))
+        build_metrics(trained, some, np.zeros_like(some), np.ones(1, np.float32))
         callbacks = self.callbacks(stage, steps)
         if self.resume:
             kept = [c for c in callbacks if isinstance(c, Resumable)]
@@ -396,20 +426,29 @@ class _Training:
         if not by_steps:
             self.converge(stage, trained, callbacks)
             return
+        seen, measured, val_steps = None, None, None
+        if several:
+            seen = spread(strategy, lambda part: train_set(*first, part))
+            measured = spread(strategy, val_set)
+            val_steps = math.ceil(self.data.splits["val"] / val_batch)
+        else:
+            # of no known length: Keras would count the steps passed over, and end too soon
+            seen = train_set(*first).filter(lambda *batch: True)
+            measured = val_set()
         try:
             with surfacing(self.data):
                 trained.fit(
-                    # of no known length: Keras would count the steps passed over, and end too soon
-                    train_set(*first).filter(lambda *batch: True),
+                    seen,
                     initial_epoch=first[0],
                     epochs=stage.epochs,
                     steps_per_epoch=steps,
-                    validation_data=val_set(),
+                    validation_data=measured,
+                    validation_steps=val_steps,
                     callbacks=callbacks,
                     shuffle=False,  # the datasets bring their order along
                     verbose=0,
                 )
-                if self.doing["cut"] is None and self.stop.received is None:
+                if self.doing["cut"] is None and self.stop.received is None and self.workers.chief:
                     self.tell_share_of_images(train_set(0, 0), steps)
         except DataError:  # a photo vanished: what was trained on the others stays
             if self.resume:
@@ -436,25 +475,34 @@ class _Training:
             )
 
     def converge(self, stage: Stage, trained: keras.Model, callbacks) -> None:
-        """Solve for the last layer; to the callbacks that is one epoch."""
+        """Solve for the last layer; to the callbacks that is one epoch. Of several processes
+        one solves: another machine's numbers may differ in the last bit.
+        """
         # what it comes to is saved as a whole epoch, never as a step inside one
         every = keras.callbacks.CallbackList(callbacks, model=trained, epochs=1, steps=1)
         every.on_train_begin()
         every.on_epoch_begin(0)
-        train, val = self.activations["train"], self.activations["val"]
-        found = probe.fit(
-            (train.all(), train.labels, train.weights),
-            (val.all(), val.labels, val.weights),
-            self.data.task,
-            label_smoothing=self.plan.label_smoothing,
-            leave=self.leave_if_asked,
+        logits, figures = self.model.get_layer("logits"), None
+        kernel, bias = logits.get_weights()
+        if self.workers.chief:
+            train, val = self.activations["train"], self.activations["val"]
+            found = probe.fit(
+                (train.all(), train.labels, train.weights),
+                (val.all(), val.labels, val.weights),
+                self.data.task,
+                label_smoothing=self.plan.label_smoothing,
+                leave=self.leave_if_interrupted,
+            )
+            kernel, bias = found.kernel, found.bias
+            penalties = f"{len(found.rows)} penalties; l2 {found.l2:.1e} is best"
+            self.say(f"stage {stage.name}: converged, {penalties}")
+            chosen = next(row for row in found.rows if row["l2"] == found.l2)
+            figures = {name: value for name, value in chosen.items() if name != "l2"}
+        figures = self.workers.agree(figures)
+        of_chief = slice(len(kernel))
+        logits.set_weights(
+            [self.workers.gather(kernel)[of_chief], self.workers.gather(bias)[: len(bias)]]
         )
-        self.model.get_layer("logits").set_weights([found.kernel, found.bias])
-        self.say(
-            f"stage {stage.name}: converged, {len(found.rows)} penalties; l2 {found.l2:.1e} is best"
-        )
-        chosen = next(row for row in found.rows if row["l2"] == found.l2)
-        figures = {name: value for name, value in chosen.items() if name != "l2"}
         every.on_train_batch_end(0, figures)  # without them it would be a step passed over
         every.on_epoch_end(0, figures)
         every.on_train_end()
@@ -475,23 +523,29 @@ class _Training:
             callback.new_stage(stage.name)
         return [self.stop, policy, self.guard, early, self.best, self.history, self.progress]
 
-    def live(self, stage: Stage, batch: int):
-        """Return the two datasets of images, the first as a function of the first step."""
+    def live(self, stage: Stage, batch: int) -> Images:
+        """Return what makes the two datasets of images, and the second one's batch.
+
+        The first takes the epoch and step it begins with, both the part of a replica.
+        """
         plan = self.plan
 
-        def train_set(epoch, step):
+        def train_set(epoch, step, part=None):
             images = batches(
                 self.data, "train", self.rule, batch=batch, augment=plan.augment,
                 seed=plan.seed, shuffle=True, epochs=stage.epochs, start_epoch=epoch,
-                start_step=step, weights=self.weights,
+                start_step=step, weights=self.weights, part=part,
             )  # fmt: skip
             first = epoch * math.ceil(self.data.splits["train"] / batch) + step
             return augmentation.mixed(images, plan.mixup, plan.seed, first).prefetch(2)
 
-        return train_set, lambda: batches(self.data, "val", self.rule, batch=batch)
+        def val_set(part=None):
+            return batches(self.data, "val", self.rule, batch=batch, part=part)
 
-    def cached(self, split: Split, stage: Stage, batch: int):
-        """Return the two datasets of activations; falls back on images where disk is short."""
+        return train_set, val_set, batch
+
+    def cached(self, split: Split, stage: Stage, batch: int) -> Images:
+        """Return the same of activations; falls back on images where disk is short."""
         splits = [name for name in SPLITS if self.data.splits[name]]
         places, frozen = self.places(stage), self.frozen
         images = {name: self.data.splits[name] for name in splits}
@@ -526,13 +580,14 @@ class _Training:
         self.activations = found
         train, val = found["train"], found["val"]
 
-        def train_set(epoch, step):
+        def train_set(epoch, step, part=None):
             return train.batches(
                 batch, seed=self.plan.seed, epochs=stage.epochs, start_epoch=epoch,
-                start_step=step, shuffle=True, mixup=self.plan.mixup,
+                start_step=step, shuffle=True, mixup=self.plan.mixup, part=part,
             )  # fmt: skip
 
-        return train_set, lambda: val.batches(max(batch, 64))
+        val_batch = max(batch, 64)
+        return train_set, lambda part=None: val.batches(val_batch, part=part), val_batch
 
 
 def _too_large(batch: int) -> ResourceError:

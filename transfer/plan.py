@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ..errors import UsageError
 
 AUTO = "auto"
+STEPS = 20  # that an epoch has at least, when batches grow
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -111,6 +112,27 @@ class Plan:
         return replace(
             self, stages=tuple(replace(s, epochs=-(-s.epochs // 2)) for s in self.stages)
         )
+
+    def scaled(self, replicas: int, images: int, rates: bool = True) -> Plan:
+        """Return the plan for so many replicas: each step has more images, and goes further.
+
+        The batch is multiplied by the replicas, or by as much as leaves an epoch `STEPS` steps.
+        The learning rate grows with it for gradient descent (arXiv:1706.02677), with its square
+        root for Adam (arXiv:2205.10287).
+
+        Args:
+            images: of an epoch. rates: also the learning rates; else they stay.
+        """
+
+        def larger(stage: Stage) -> Stage:
+            factor = max(1, min(replicas, images // (STEPS * stage.batch)))
+            if stage.optimizer == LBFGS:
+                return stage
+            of_rate = factor**0.5 if stage.optimizer.startswith("adam") else factor
+            lr = stage.lr * of_rate if rates else stage.lr
+            return replace(stage, batch=stage.batch * factor, lr=lr)
+
+        return replace(self, stages=tuple(map(larger, self.stages)))
 
     def fitted(self, taps: Iterable[str]) -> Plan:
         """Return the plan for a network that lacks a map of stride 32: C5 is then its last one."""
