@@ -72,7 +72,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
             "no data given",
             fix="--data DIR (a folder of classes), FILE.csv, digits, flowers or tfds:NAME",
         )
-    console.setup(quiet=config.quiet)
+    console.setup(quiet=config.quiet, log_format=config.log_format)
     if config.verbose:
         for key, origin in found.origin.items():
             if origin != "default":
@@ -88,6 +88,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
 @cli.command()
 @run_argument
 @click.option("--quiet", is_flag=True, help="Tell only errors and results.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="See finetune.")
 @json_option
 @click.option("--device", metavar="DEVICE", help="Another one: auto, cpu, gpu or gpu:N.")
 @click.option("--strategy", metavar="STRATEGY", help="Another one: see finetune.")
@@ -95,7 +96,7 @@ def resume(run: str, as_json: bool, **changed: Any) -> None:
     """Go on with a run that was interrupted or killed."""
     from . import run as library
 
-    console.setup(quiet=changed["quiet"])
+    console.setup(quiet=changed["quiet"], log_format=changed["log_format"] or "text")
     given = {key: value for key, value in changed.items() if value is not None}
     _finished(lambda: library.resume(run, **given), as_json)
 

@@ -469,7 +469,7 @@ def finetune(
         config = resolve(given, called="{}=").config
     elif settings:
         raise UsageError("usage.config", "give config= or single settings, not both")
-    console.setup(quiet=config.quiet)
+    console.setup(quiet=config.quiet, log_format=config.log_format)
     job = Job(config, data if data is not None else config.data)
     if config.dry_run:
         return job.rehearse()

@@ -8,6 +8,7 @@ with the model, and stands last in the list: the others have then counted the st
 from .base import Resumable
 from .best import BestModel
 from .early_stopping import EarlyStopping
+from .followers import EventFiles
 from .guards import StopOnDivergence, StopOnSignal, chance
 from .history import History
 from .lr_finder import LRFinder, Suggestion
@@ -20,6 +21,7 @@ __all__ = [
     "BestModel",
     "Constant",
     "EarlyStopping",
+    "EventFiles",
     "History",
     "LRFinder",
     "Monitor",
