@@ -272,10 +272,21 @@ def serve(
 @cli.command()
 @run_argument
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
-def report(run: str, show: bool) -> None:
+@click.option("--code", metavar="FILE", help="Write plain Keras that does the same, instead.")
+def report(run: str, show: bool, code: str | None) -> None:
     """Write report.html of a finished run anew: figures, photos, doubts, exports."""
     from .run import load_run
 
+    if code:
+        from .files import write_text
+
+        text = load_run(run).as_code()
+        if code == "-":
+            console.out(text, end="")
+        else:
+            write_text(code, text)
+            console.out(code)
+        return
     path = load_run(run).report()
     console.out(str(path))
     if show:
