@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo test test-full test-resume lint types clean
+.PHONY: help demo test test-full test-resume test-backends lint types clean
 help:
 	@echo "make demo       set up, then fine-tune the default backbone on the digits of scikit-learn"
 	@echo "make test       set up, then lint, type check and the default tests"
 	@echo "make test-resume  every place where a run can be killed, and a storm of kills"
+	@echo "make test-backends  models of the zoo on JAX and PyTorch, which it installs"
 	@echo "make test-full  every model of the zoo, against torch where that is installed"
 
 $(VENV)/.ready: setup.cfg pyproject.toml
@@ -28,7 +29,11 @@ test: lint types
 	$(BIN)/python -m pytest -n $(JOBS) -m "not full and not long"
 
 test-resume: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n $(JOBS) tests/resume
+	$(BIN)/python -m pytest -n $(JOBS) tests/resume tests/distributed
+
+test-backends: $(VENV)/.ready-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[jax,torch]"
+	$(BIN)/python -m pytest tests/matrix/test_backends.py
 
 test-full: lint types
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"

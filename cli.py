@@ -145,15 +145,16 @@ def _rehearsed(found: dict[str, Any], as_json: bool) -> None:
 @run_argument
 @click.option("--data", metavar="DIR", help="Other labelled photos of the same classes.")
 @click.option("--split", default="test", help="train, val or test.  [default: test]")
+@click.option("--tta", is_flag=True, help="Average over each photo and its mirror image.")
 @click.option("--fail-under", type=float, metavar="0..1", help="Exit 9 if accuracy is below.")
 @json_option
 def evaluate(
-    run: str, data: str | None, split: str, fail_under: float | None, as_json: bool
+    run: str, data: str | None, split: str, tta: bool, fail_under: float | None, as_json: bool
 ) -> None:
     """Measure a run on its test photos or on others."""
     from .run import load_run
 
-    metrics = load_run(run).evaluate(split, data=data)
+    metrics = load_run(run).evaluate(split, data=data, tta=tta)
     if as_json:
         console.out_json(metrics)
     else:
@@ -176,9 +177,10 @@ def evaluate(
 @click.option("--strict", is_flag=True, help="Exit 3 at the end if a photo could not be read.")
 @click.option("--explain", type=click.Choice(["gradcam"]), help="A picture of each: what decided.")
 @click.option("--out", metavar="DIR", help="For these pictures.  [default: the run's plots/]")
+@click.option("--tta", is_flag=True, help="Average over each photo and its mirror image.")
 def predict(
     run: str, photos: tuple[str, ...], topk: int, form: str, strict: bool,
-    explain: str | None, out: str | None,
+    explain: str | None, out: str | None, tta: bool,
 ) -> None:  # fmt: skip
     """Name what photos show: files, folders, or - (stdin)."""
     from .run import load_run
@@ -190,7 +192,7 @@ def predict(
         console.out(answers.csv_head(topk))
     total = bad = 0
     folder = (out or loaded.directory.plots) if explain else None
-    for prediction in loaded.predict_stream(answers.photos(photos), topk, explain=folder):
+    for prediction in loaded.predict_stream(answers.photos(photos), topk, explain=folder, tta=tta):
         console.out(answers.FORMATS[form](prediction))
         total += 1
         bad += prediction.error is not None
@@ -294,6 +296,30 @@ def report(run: str, show: bool, code: str | None) -> None:
 
         if not webbrowser.open(path.absolute().as_uri()):
             console.say("no browser was found here")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--average",
+    type=click.Choice(["auto", "probabilities", "logits", "weights"]),
+    default="auto",
+    help="Of what; weights: of one backbone.  [default: auto, by validation photos]",
+)
+@click.option(
+    "--tta", type=click.Choice(["auto", "on", "off"]), default="off",
+    help="Average over mirror images, too.  [default: off]",
+)  # fmt: skip
+@click.option("--out", metavar="DIR", help="Folder of the new run.  [default: of the first]")
+@click.option("--name", metavar="NAME", help="Of the new run.")
+@click.option("--quiet", is_flag=True, help="Tell only errors and results.")
+@json_option
+def ensemble(runs: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+    """Make one model of several finished runs; it is a run like any other."""
+    from . import run as library
+
+    console.setup(quiet=asked["quiet"])
+    _finished(lambda: library.ensemble(*runs, **asked), as_json)
 
 
 @cli.command("lr-find", cls=StageSettings)

@@ -56,7 +56,7 @@ def _resume(value: Any) -> Any:
     return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
 
 
-def _flip(value: Any) -> Any:
+def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
@@ -101,7 +101,9 @@ class FinetuneConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: str = setting(
-        "efficientnet_lite0", "model to start from, as in `dlzoo list`", "NAME[.TAG]"
+        "efficientnet_lite0",
+        "model to start from, as in `dlzoo list`; several make an ensemble",
+        "NAME[.TAG][,NAME...]",
     )
     weights: PathText = setting(
         "auto", "checkpoint tag, a file, a run, or none: from scratch", "TAG|FILE|RUN|none"
@@ -131,7 +133,7 @@ class FinetuneConfig(BaseModel):
     augment: Literal["auto", "none", "light", "medium", "strong"] = setting(
         "auto", "how much training images are varied"
     )
-    flip: Annotated[Switch, BeforeValidator(_flip)] = setting(
+    flip: Annotated[Switch, BeforeValidator(_switch)] = setting(
         "auto", "mirror training images left to right"
     )
 
@@ -142,6 +144,9 @@ class FinetuneConfig(BaseModel):
     )
     taps: Annotated[Auto | list[str], BeforeValidator(_taps)] = setting(
         "auto", "feature maps that the new head takes", "auto|C4,C5"
+    )
+    pool: Literal["auto", "avg", "max", "moments"] = setting(
+        "auto", "what the head takes of them: means, maxima, or means and deviations"
     )
     epochs: Auto | Positive = setting("auto", "epochs of all stages together")
     time: Annotated[Positive | None, BeforeValidator(_seconds)] = setting(
@@ -162,10 +167,25 @@ class FinetuneConfig(BaseModel):
     class_weight: Literal["none", "balanced"] = setting(
         "none", "weigh samples by the rarity of their class"
     )
+    ensemble: Auto | Annotated[int, Field(gt=0, le=100)] = setting(
+        "auto", "models to train, with seeds and backbones in turn, and to make one of"
+    )
+    average: Literal["auto", "probabilities", "logits", "weights"] = setting(
+        "auto", "what of an ensemble is averaged"
+    )
+    tta: Annotated[Switch, BeforeValidator(_switch)] = setting(
+        "auto", "average the answer over a photo and its mirror image"
+    )
 
     dropout: Auto | Share = setting("auto", "share of features dropped by the head")
     label_smoothing: Auto | Share = setting("auto", "softens the targets")
     mixup: Amount = setting(0.0, "mix training samples, by shares from Beta(a, a)")
+    cutmix: Amount = setting(0.0, "put rectangles of others in, by shares from Beta(a, a)")
+    ema: Share = setting(0.0, "keep a moving average of the weights: its decay, as 0.99")
+    teacher: PathText | None = setting(
+        None, "run that teaches this one by its answers", "RUN", examples=["runs/best-1"]
+    )
+    temperature: Amount = setting(2.0, "how much a teacher's less likely answers count")
     l1: Amount = setting(0.0, "L1 penalty on trained kernels")
     l2: Amount = setting(0.0, "L2 penalty on trained kernels")
 
@@ -221,6 +241,8 @@ class FinetuneConfig(BaseModel):
             raise ValueError("val_split and test_split leave nothing to train on")
         if self.quiet and self.verbose:
             raise ValueError("quiet and verbose exclude each other")
+        if self.teacher and not self.temperature:
+            raise ValueError("temperature: a teacher needs one above 0")
         if self.name in (".", ".."):
             raise ValueError("name: '.' and '..' are no names")
         return self
@@ -237,6 +259,7 @@ FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # that another machine computes, which is told
 NOT_TRAINING = {
     "out", "save_every", "export", "quantize", "fail_under", "device", "strategy", "track",
+    "average", "tta",
 }  # fmt: skip
 # what belongs to one call and not to the recipe: never written to config.toml
 OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "log_format",

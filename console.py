@@ -20,7 +20,7 @@ from typing import IO, Any
 from .errors import DlzooError
 
 PACE = 5.0  # seconds between two JSON lines of a progress
-_state: dict[str, Any] = {"quiet": False, "json": False, "log": None}
+_state: dict[str, Any] = {"quiet": False, "mute": False, "json": False, "log": None}
 
 
 class Closed(Exception):
@@ -36,14 +36,15 @@ def is_terminal(stream: IO[str] | None = None) -> bool:
         return False
 
 
-def setup(quiet: bool = False, log_format: str = "text") -> None:
-    """Make the standard streams print any text in any locale; with `quiet`, say nothing.
+def setup(quiet: bool = False, mute: bool = False, log_format: str = "text") -> None:
+    """Make the standard streams print any text in any locale.
 
     Args:
+        quiet: say nothing but errors and results. mute: nothing but errors.
         log_format: of what goes to stderr: `text`, or `json`, one object a line with `time` and
             `event`: `message`, `epoch`, `progress` or `error`.
     """
-    _state.update(quiet=quiet, json=log_format == "json")
+    _state.update(quiet=quiet or mute, mute=mute, json=log_format == "json")
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         if hasattr(stream, "reconfigure"):
             # file names that are not text pass through as they are; what ASCII lacks is escaped
@@ -58,7 +59,8 @@ def out(text: str = "", end: str = "\n") -> None:
     Raises:
         Closed: nobody reads it any more.
     """
-    _write(sys.stdout, text + end, Closed)
+    if not _state["mute"]:
+        _write(sys.stdout, text + end, Closed)
 
 
 def as_json(value: Any) -> str:

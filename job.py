@@ -90,7 +90,12 @@ class Job:
     def run_in(self, directory: RunDir, going_on: bool, then: Callable[[RunDir], None]) -> None:
         """Do what is left, as the process that writes it to a directory."""
         refused = None
-        with directory, console.logging_to(directory.log), _interruptible(directory):
+        with (
+            directory,
+            console.logging_to(directory.log),
+            self.workers.watching(),
+            _interruptible(directory),
+        ):
             if going_on:
                 self.note_resumed(directory)
             else:
@@ -126,7 +131,7 @@ class Job:
         if self.config.strategy in ("auto", "multiworker") and cluster.find():
             self.workers = self.machine.workers
             if not self.workers.chief:  # only the first one speaks
-                console.setup(quiet=True, log_format=self.config.log_format)
+                console.setup(mute=True, log_format=self.config.log_format)
         return self.workers
 
     @cached_property
@@ -360,7 +365,7 @@ class Job:
 
         config = self.config
         plan = plan.fitted(self.variant.taps)
-        arguments: dict[str, Any] = {"pool": "avg", "taps": plan.taps}
+        arguments: dict[str, Any] = {"pool": plan.pool, "taps": plan.taps}
         if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
             arguments, plan = {}, replace(plan, taps=())
         with nullcontext() if alone else self.machine.strategy.scope():
@@ -385,12 +390,13 @@ class Job:
 
     def make_plan(self, preset: str, norm: bool = True) -> Plan:
         """Return a preset with the user's settings, its size and crop decided."""
-        from .transfer.plan import image_size, make_plan
+        from .transfer.plan import SCALE, image_size, make_plan
 
         config = self.config
         names = [
-            "taps", "crop", "augment", "dropout", "label_smoothing", "mixup", "l1", "l2",
-            "class_weight", "monitor", "seed", "lr", "optimizer", "schedule", "batch", "patience",
+            "taps", "pool", "crop", "augment", "dropout", "label_smoothing", "mixup", "cutmix",
+            "ema", "l1", "l2", "class_weight", "monitor", "seed", "lr", "optimizer", "schedule",
+            "batch", "patience",
         ]  # fmt: skip
         plan = make_plan(
             preset,
@@ -402,13 +408,17 @@ class Job:
                 **{name: getattr(config, name) for name in names},
                 "decay": config.layer_decay,
                 "train_bn": config.train_bn or None,
+                "temperature": config.temperature if config.teacher else None,
             },
         )
         size = config.size
         if size == "auto":
             side = self.data.summary()["shorter_side"]["median"]
             native = self.row.preprocess.size if self.row else self.variant.size
-            size = image_size(native, plan.size, side, self.variant.min_size)
+            scale = SCALE[preset] if self.pretrained else 1.0
+            size = image_size(native, plan.size, side, self.variant.min_size, scale)
+        if self.pretrained and config.epochs == config.stages == "auto":
+            plan = plan.for_images(self.data.splits["train"])
         if config.batch == "auto":
             plan = plan.scaled(
                 self.machine.replicas, self.data.splits["train"], config.lr == "auto"
@@ -478,6 +488,7 @@ class Job:
         from .transfer.fit import train
 
         choice = {"auto": None, "on": True, "off": False}[self.config.cache]
+        self.be_taught(directory)
         settings = self.config.model_dump(exclude_none=True)
         with following(directory.path, self.config.track, settings, console.say) as followers:
             outcome = train(
@@ -502,6 +513,34 @@ class Job:
                 raise KeyboardInterrupt
         return outcome
 
+    def be_taught(self, directory: RunDir) -> None:
+        """Ask the teacher, if there is one, about the training photos."""
+        from .transfer.classifier import Classifier
+        from .transfer.distil import teach
+
+        self.data.teacher = None
+        if self.config.teacher is None:
+            return
+        run = RunDir.open(self.config.teacher)
+        if run.read().get("data") != self.data.fingerprint:
+            console.say(
+                "teacher.data: the teacher was trained on other photos or another split; if test "
+                "photos of this run were among them, its test accuracy is too good"
+            )
+        taught = Classifier.load(run.model), self.plan.temperature
+        folder = directory.path if self.workers.chief else None
+        teach(self.data, *taught, folder, console.say)
+
+    def mirrored(self, classifier: Classifier) -> Classifier:
+        """Let the classifier look at the mirror image, too, if that is wanted."""
+        from .transfer import combine
+
+        if self.config.tta == "on":
+            return combine.mirrored(classifier)
+        if self.config.tta == "auto" and self.config.preset == "best":
+            return combine.mirrored_if_better(classifier, self.data, console.say)
+        return classifier
+
     def finish(self, directory: RunDir, outcome) -> None:
         """Save the classifier, then everything that tells how good it is."""
         from .report import metrics, plots, predictions
@@ -515,9 +554,10 @@ class Job:
             "backbone": self.variant.name,
             "weights": asdict(self.row) if self.row else None,
             "data": {"name": data.name, "fingerprint": data.fingerprint},
+            "flip": data.flip,
         }
-        self.classifier = classifier = Classifier(
-            self.model, data.classes, data.task, self.rule, origin
+        self.classifier = classifier = self.mirrored(
+            Classifier(self.model, data.classes, data.task, self.rule, origin)
         )
         classifier.save(directory.model)
         found: dict[str, Any] = {"val": None, "test": None}

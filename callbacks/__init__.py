@@ -8,6 +8,7 @@ with the model, and stands last in the list: the others have then counted the st
 from .base import Resumable
 from .best import BestModel
 from .early_stopping import EarlyStopping
+from .ema import AverageWeights
 from .followers import EventFiles
 from .guards import StopOnDivergence, StopOnSignal, chance
 from .history import History
@@ -18,6 +19,7 @@ from .resume import Resume
 from .schedules import Constant, OneCycle, ReduceLROnPlateau, WarmupCosine, check_single_policy
 
 __all__ = [
+    "AverageWeights",
     "BestModel",
     "Constant",
     "EarlyStopping",

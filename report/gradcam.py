@@ -68,7 +68,7 @@ def explain(
 
     The channels of a feature map are weighted by how the logit of the class grows with them on
     average, summed up, and what speaks against the class is left out. A head that pools several
-    taps is explained by one of them.
+    taps is explained by one of them; an ensemble by the mean over its members.
 
     Args:
         images: as the model takes them, `(n, size, size, 3)` in 0..255.
@@ -127,17 +127,20 @@ class Explainer:
         import tensorflow as tf
         from PIL import Image
 
-        found = self._gradient(tf.constant(images), tf.constant(chosen))
-        logits, maps, slope = (each.numpy().astype("float32") for each in found)
-        heat = np.maximum((slope.mean((1, 2), keepdims=True) * maps).sum(-1), 0)
-        heat /= np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
+        logits, *found = self._gradient(tf.constant(images), tf.constant(chosen))
         size, way = (images.shape[2], images.shape[1]), Image.Resampling.BICUBIC
-        smooth = [np.asarray(Image.fromarray(h).resize(size, way)) for h in heat]
-        return logits, [np.clip(h, 0, 1) for h in smooth]
+        whole = np.zeros(images.shape[:3], "float32")
+        for each in zip(*found, strict=True):
+            # the rows behind those of the images are of their mirror images
+            a_map, slope = (part.numpy()[: len(images)].astype("float32") for part in each)
+            heat = np.maximum((slope.mean((1, 2), keepdims=True) * a_map).sum(-1), 0)
+            heat /= np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
+            whole += [np.asarray(Image.fromarray(h).resize(size, way)) for h in heat]
+        return logits.numpy(), list(np.clip(whole / len(found[0]), 0, 1))
 
 
 def _model(classifier: Classifier, tap: str | None):
-    """Return the model that gives a tap's map and the logits."""
+    """Return the model that gives the maps that are looked at, as a list, and the logits."""
     import keras
 
     model = classifier.model
@@ -146,13 +149,16 @@ def _model(classifier: Classifier, tap: str | None):
         raise UsageError("explain.no-map", f"{model.name} has no feature maps to look at")
     if tap is not None and tap not in taps:
         raise UsageError("explain.tap", f"no tap {tap!r}{nearest(tap, taps)}", fix=", ".join(taps))
-    return keras.Model(model.input, [taps[tap or list(taps)[-1]], model.output])
+    # of an ensemble the last tap of each member: m1.C5, m2.C5, ...
+    last = {name.rpartition(".")[0]: name for name in taps}
+    chosen = [tap] if tap else list(last.values())
+    return keras.Model(model.input, [[taps[name] for name in chosen], model.output])
 
 
 def _gradient(model, task: str):
     """Return what gives logits, maps, and how the logit of a class grows with these.
 
-    It takes images and the number of a class of each, or TAKEN_FOR.
+    It takes images and the number of a class of each, or TAKEN_FOR; maps are a list.
     """
     import tensorflow as tf
 
@@ -169,6 +175,6 @@ def _gradient(model, task: str):
                 score = tf.where(chosen > 0, logits[:, 0], -logits[:, 0])
             else:
                 score = tf.gather(logits, chosen, batch_dims=1)
-        return logits, maps, tf.cast(tape.gradient(score, maps), tf.float32)
+        return logits, maps, tape.gradient(score, maps)
 
     return gradient

@@ -27,21 +27,39 @@ class Replicated(keras.Model):
     Its data have five parts, see `data.pipeline.batches` with `part=`. Make it outside of the
     scope of the strategy, from layers that were made in it; compile it in the scope, with
     `weighted_metrics`, which are given the weight 0 for images that only fill a part up.
+
+    Attributes:
+        slices: in which a replica computes its part of a batch, where memory is short.
     """
+
+    slices = 1
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Take a step along the gradient of the loss of the whole batch."""
-        with tf.GradientTape() as tape:
-            answers, loss = self._forward(data, training=True)
-            scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_weights
-        gradients = tape.gradient(scaled, variables)
+        gradients: list[Any] = []
+        logs: dict[str, Any] = {}
+        for some in self._sliced(data):
+            with tf.GradientTape() as tape:
+                answers, loss = self._forward(some, training=True)
+                scaled = self.optimizer.scale_loss(loss)
+            more = tape.gradient(scaled, variables)
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
+            logs = self._logs(some, answers, loss)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return self._logs(data, answers, loss)
+        return logs
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Measure a batch."""
         return self._logs(data, *self._forward(data, training=False))
+
+    def _sliced(self, data: tuple) -> list[tuple]:
+        """Return what is computed at a time."""
+        *of_images, whole = data
+        size = -(-tf.shape(of_images[0])[0] // self.slices)
+        return [
+            (*(x[i * size : (i + 1) * size] for x in of_images), whole) for i in range(self.slices)
+        ]
 
     def _forward(self, data: tuple, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the answers, and this replica's share of the loss of the whole batch."""
@@ -66,13 +84,15 @@ class Replicated(keras.Model):
         return logs
 
 
-def replicated(model: keras.Model) -> Replicated:
+def replicated(model: keras.Model, slices: int = 1) -> Replicated:
     """Return a model of the same layers that the replicas of a strategy can fit.
 
     It is made outside of the scope that this is called in: a scope is that of one thread.
     """
     with ThreadPoolExecutor(1) as outside:
-        return outside.submit(Replicated, model.inputs, model.outputs).result()
+        found = outside.submit(Replicated, model.inputs, model.outputs).result()
+    found.slices = slices
+    return found
 
 
 def spread(strategy: Any, make: Callable[[Part], tf.data.Dataset]) -> Any:
