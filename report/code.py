@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from .. import __version__
 from ..data import augment, table
 from ..errors import DataError, UsageError
 from ..rundir import RunDir, read_values
-from ..transfer.plan import HEAD_BY_STEPS, LBFGS, Plan, Stage
+from ..transfer.plan import HEAD, LBFGS, Plan, Stage, head_by_steps
 from ..zoo import graph
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ _CREATE = ("num_classes", "input_shape", "pool", "taps", "dropout")
 def of_run(directory: RunDir, classifier: Classifier, flip: Callable[[], bool]) -> str:
     """Return a Python program that trains and measures as a finished run did.
 
-    Its accuracy is about that of the run: order and augmentation of the images are others.
+    Its accuracy is about that of the run: order and augmentation of the images are others. Of an
+    ensemble it is the program of the first member. What it leaves out is said at its top.
 
     Args:
         flip: says whether the photos may be mirrored.
@@ -47,6 +48,11 @@ def of_run(directory: RunDir, classifier: Classifier, flip: Callable[[], bool]) 
             "run.unfinished", "the run has not come to its end", where=directory.path,
             fix="dlzoo resume, or train again",
         )  # fmt: skip
+    left_out = []
+    if told_of := read_values(directory.metrics).get("ensemble"):
+        directory, text = _first(directory, told_of)
+        classifier = type(classifier).load(directory.model)
+        left_out.append(text)
     config, about = read_values(directory.config), directory.read()
     if not config.get("data"):
         raise DataError("run.no-data", "the run was made from data in memory", where=directory.path)
@@ -54,12 +60,17 @@ def of_run(directory: RunDir, classifier: Classifier, flip: Callable[[], bool]) 
     cuts = {s["name"]: s["cut"] for s in read_values(directory.metrics)["stages"]}
     convex = _convex(classifier, plan)
     stages = [_told(stage, plan, cuts.get(stage.name), convex) for stage in plan.stages]
+    if plan.temperature:
+        left_out.append(f"what its teacher answered ({config['teacher']}): labels alone are learnt")
+    made = classifier.origin["create"]
     source = Path(config["data"])
     rows = table.read_csv(directory.manifest, ("path", "split"), "run.damaged")
-    create = {k: v for k, v in classifier.origin["create"].items() if k in _CREATE}
+    create = {k: v for k, v in made.items() if k in _CREATE}
     told: dict[str, Any] = {
         "version": __version__,
-        "source": config["data"],
+        "left_out": left_out,
+        "mirror": made.get("average") if made.get("mirror") else None,
+        "source": _here(config["data"]),
         "folder": _folder(source, [row["path"] for row in rows]),
         "ignored": list(config.get("ignore_class", ())),
         "manifest": str(directory.manifest.absolute()),
@@ -71,7 +82,7 @@ def of_run(directory: RunDir, classifier: Classifier, flip: Callable[[], bool]) 
         "mode": "max" if plan.monitor.endswith("acc") else "min",
         "precision": _POLICIES.get(about["precision"], about["precision"]),
         "model": about["model"],
-        "weights": None if about["weights"] == "none" else about["weights"],
+        "weights": None if about["weights"] == "none" else _here(about["weights"]),
         "create": {k: tuple(v) if isinstance(v, list) else v for k, v in create.items()},
         "stages": stages,
         "cut": any(not stage["live"] for stage in stages),
@@ -88,7 +99,7 @@ def _told(stage: Stage, plan: Plan, cut: str | None, convex: bool) -> Mapping[st
     """Return what the program must know of a stage that was cut where `cut` says."""
     plain = asdict(stage)
     if stage.optimizer == LBFGS and not (convex and cut == "features"):
-        plain = asdict(HEAD_BY_STEPS) | {"name": stage.name, "unfreeze": stage.unfreeze}
+        plain = asdict(head_by_steps(replace(stage, optimizer=HEAD.optimizer)))
     augmented = plan.augment != "none" and (cut is None or plain["views"] > 1)
     kind, more = _KINDS.get(plain["optimizer"], ("", ""))
     return plain | {
@@ -101,9 +112,24 @@ def _told(stage: Stage, plan: Plan, cut: str | None, convex: bool) -> Mapping[st
 
 
 def _convex(classifier: Classifier, plan: Plan) -> bool:
-    """Say whether the head is one layer without penalties: then it was fitted to convergence."""
+    """Say whether the head is one layer and learns from labels alone: then it was solved for."""
     head = [layer.name for layer in graph.groups(classifier.model)["head"] if layer.weights]
-    return head == ["logits"] and not (plan.l1 or plan.l2)
+    return head == ["logits"] and not (plan.l1 or plan.l2 or plan.temperature)
+
+
+def _first(directory: RunDir, ensemble: Mapping[str, Any]) -> tuple[RunDir, str]:
+    """Return the first member of an ensemble, and what is left out without the others."""
+    members = [RunDir.open(told["run"]) for told in ensemble["members"]]
+    how = {"weights": "the average of the weights"}.get(
+        ensemble["average"], f"the average of the {ensemble['average']}"
+    )
+    paths = ", ".join(str(member.path) for member in members[1:])
+    return members[0], f"{how} of {len(members)} models: this is the first; the others: {paths}"
+
+
+def _here(name: str) -> str:
+    """Return the whole path of what is a file or folder, other names as they are."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _folder(source: Path, keys: list[str]) -> str | None:
