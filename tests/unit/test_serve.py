@@ -132,7 +132,8 @@ def test_an_explanation_is_a_picture_of_the_class_asked_for(client, classifier):
 
 
 @pytest.mark.parametrize(
-    "task", ["multiclass", "multilabel", pytest.param("binary", marks=pytest.mark.full)]
+    "task",
+    ["multiclass", *(pytest.param(t, marks=pytest.mark.full) for t in ("multilabel", "binary"))],
 )
 def test_predict_answers_as_the_signatures_of_the_savedmodel(task):
     """What a model server makes of them: rows of named outputs, or columns."""
