@@ -1,4 +1,4 @@
-"""Models build, answer and train on every backend of Keras that is installed (extras jax, torch)."""
+"""Models build, answer and train on every backend of Keras that is installed (`jax`, `torch`)."""
 
 from __future__ import annotations
 

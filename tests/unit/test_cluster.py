@@ -1,17 +1,22 @@
 """Which processes a job has, what each of them computes, and how `dlzoo launch` starts them."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
-from dlzoo import cluster
+import yaml
+from dlzoo import cli, cluster
 from dlzoo.data.pipeline import Part
-from dlzoo.errors import UsageError
+from dlzoo.errors import INTERRUPTED, UsageError
 from dlzoo.launch import launch
 from dlzoo.transfer.plan import LBFGS, make_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
+ROOT = Path(__file__).parents[2]
 HOSTS = ["n1:2222", "n2:2222"]
 
 
@@ -178,3 +183,32 @@ def test_what_another_worker_fails_of_is_told(capfd, monkeypatch):
     said = capfd.readouterr().err
     assert code == 3 and "data.not-found" in said
     assert "[rank 1]" in said and "ended with exit code 2" in said
+
+
+def test_the_pods_of_the_recipe_find_each_other(monkeypatch, tmp_path):
+    """What docs/recipes/kubernetes.yaml runs gives each pod the TF_CONFIG that dlzoo takes."""
+    service, job = yaml.safe_load_all((ROOT / "docs" / "recipes" / "kubernetes.yaml").read_text())
+    name, spec = job["metadata"]["name"], job["spec"]
+    (pod,) = spec["template"]["spec"]["containers"]
+    env = {each["name"]: each["value"] for each in pod["env"]}
+    assert spec["completions"] == spec["parallelism"] == int(env["WORKERS"]) == 4
+    said = tmp_path / "dlzoo"
+    said.write_text('#!/bin/sh\necho "$TF_CONFIG"\necho "$@" >&2\n')
+    said.chmod(0o755)
+    env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "3"}
+    done = subprocess.run([*pod["command"], *pod["args"]], env=env, capture_output=True, text=True)
+    monkeypatch.setenv("TF_CONFIG", done.stdout)
+    found = cluster.find()
+    domain = spec["template"]["spec"]["subdomain"]
+    port = pod["ports"][0]["containerPort"]
+    assert domain == service["metadata"]["name"] and found.rank == 3
+    assert found.addresses == tuple(f"{name}-{i}.{domain}:{port}" for i in range(4))
+    verb, *options = done.stderr.split()
+    assert verb == "finetune"
+    cli.finetune.make_context(verb, options)  # there are such options
+
+
+def test_every_exit_code_of_the_recipe_is_one_of_ours():
+    job = list(yaml.safe_load_all((ROOT / "docs" / "recipes" / "kubernetes.yaml").read_text()))[1]
+    codes = [r["onExitCodes"]["values"] for r in job["spec"]["podFailurePolicy"]["rules"][::2]]
+    assert codes[0] == codes[1] == [INTERRUPTED, 128 + 9, 128 + 15]
