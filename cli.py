@@ -72,7 +72,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
             "no data given",
             fix="--data DIR (a folder of classes), FILE.csv, digits, flowers or tfds:NAME",
         )
-    console.setup(quiet=config.quiet)
+    console.setup(quiet=config.quiet, log_format=config.log_format)
     if config.verbose:
         for key, origin in found.origin.items():
             if origin != "default":
@@ -88,6 +88,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
 @cli.command()
 @run_argument
 @click.option("--quiet", is_flag=True, help="Tell only errors and results.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="See finetune.")
 @json_option
 @click.option("--device", metavar="DEVICE", help="Another one: auto, cpu, gpu or gpu:N.")
 @click.option("--strategy", metavar="STRATEGY", help="Another one: see finetune.")
@@ -95,7 +96,7 @@ def resume(run: str, as_json: bool, **changed: Any) -> None:
     """Go on with a run that was interrupted or killed."""
     from . import run as library
 
-    console.setup(quiet=changed["quiet"])
+    console.setup(quiet=changed["quiet"], log_format=changed["log_format"] or "text")
     given = {key: value for key, value in changed.items() if value is not None}
     _finished(lambda: library.resume(run, **given), as_json)
 
@@ -240,11 +241,54 @@ def export(
 
 @cli.command()
 @run_argument
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 is all there are.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True)
+@click.option("--name", help="In /v1/models/NAME.  [default: the folder's]")
+@click.option("--max-body", metavar="20M", default="20M", show_default=True, help="Of a request.")
+@click.option("--max-pixels", type=Count(), metavar="50M", default="50M", show_default=True)
+@click.option("--timeout", metavar="30s", default="30s", show_default=True, help="For an answer.")
+@click.option("--queue", type=click.IntRange(1), default=256, show_default=True,
+              help="Images in work; with more, 503.")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="No line for each request.")
+def serve(
+    run: str, host: str, port: int, name: str | None, max_body: str, max_pixels: float,
+    timeout: str, queue: int, quiet: bool,
+) -> None:  # fmt: skip
+    """Answer over HTTP, as TensorFlow Serving does, with a page to drop photos on.
+
+    RUN is a run, or its model/ folder. It has no passwords: keep it behind what has.
+    """
+    from .serve import Limits, check_packages
+    from .serve import serve as answer
+    from .units import parse_bytes, parse_seconds
+
+    check_packages()  # before TensorFlow is loaded
+    console.setup(quiet=quiet)
+    try:
+        limits = Limits(parse_bytes(max_body), parse_seconds(timeout), int(max_pixels), queue)
+    except ValueError as error:
+        raise UsageError("usage", str(error), fix="--max-body 20M --timeout 30s") from None
+    answer(run, host=host, port=port, name=name, limits=limits, ready=console.out, say=console.say)
+
+
+@cli.command()
+@run_argument
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
-def report(run: str, show: bool) -> None:
+@click.option("--code", metavar="FILE", help="Write plain Keras that does the same, instead.")
+def report(run: str, show: bool, code: str | None) -> None:
     """Write report.html of a finished run anew: figures, photos, doubts, exports."""
     from .run import load_run
 
+    if code:
+        from .files import write_text
+
+        text = load_run(run).as_code()
+        if code == "-":
+            console.out(text, end="")
+        else:
+            write_text(code, text)
+            console.out(code)
+        return
     path = load_run(run).report()
     console.out(str(path))
     if show:

@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -213,6 +214,9 @@ class FinetuneConfig(BaseModel):
     fail_under: Fraction | None = setting(
         None, "exit 9 if test accuracy (0..1) is below", "FLOAT", examples=[0.9]
     )
+    track: Annotated[list[Literal["mlflow", "wandb"]], BeforeValidator(_formats)] = setting(
+        [], "also tell a tracking service of each epoch", "mlflow|wandb"
+    )
     save_every: Annotated[
         Auto | Positive | Annotated[str, Field(pattern=r"^\d+(\.\d+)? *[smh]$")],
         BeforeValidator(_steps),
@@ -224,6 +228,9 @@ class FinetuneConfig(BaseModel):
     dry_run: bool = setting(False, "check data, settings and model; train one step")
     offline: bool = setting(False, "open no network connection")
     quiet: bool = setting(False, "tell only errors and results")
+    log_format: Literal["text", "json"] = setting(
+        "text", "what is told on stderr: lines for people, or JSON lines"
+    )
     verbose: bool = setting(False, "also tell which settings are not the defaults")
 
     @model_validator(mode="after")
@@ -251,11 +258,12 @@ FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # may be others when a run is resumed: no weight depends on them, but for the last bits of those
 # that another machine computes, which is told
 NOT_TRAINING = {
-    "out", "save_every", "export", "quantize", "fail_under", "device", "strategy",
+    "out", "save_every", "export", "quantize", "fail_under", "device", "strategy", "track",
     "average", "tta",
 }  # fmt: skip
 # what belongs to one call and not to the recipe: never written to config.toml
-OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "verbose")
+OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "log_format",
+             "verbose")  # fmt: skip
 
 
 def form(field: str) -> str:
@@ -319,7 +327,8 @@ def resolve(
     Raises:
         UsageError: `config.not-found`, or `config.invalid` with every problem of all
             sources, line numbers for the file, and the nearest name for an unknown one.
-            `export.format`, `export.package` or `export.quantize` for what cannot be written.
+            `export.format`, `export.package` or `export.quantize` for what cannot be written,
+            `track.package` for a service whose package is missing.
     """
     flag_values = {k: v for k, v in (flags or {}).items() if v is not None and v != ()}
     set_values, problems = _read_sets(sets)
@@ -344,7 +353,7 @@ def resolve(
     if not problems:
         try:
             config = FinetuneConfig.model_validate(values)
-            _check_exports(config)
+            _check_packages(config)
             return Resolved(config, origin)
         except ValidationError as error:
             problems = [str(e["msg"]).removeprefix("Value error, ") for e in error.errors()]
@@ -357,12 +366,17 @@ def resolve(
     )
 
 
-def _check_exports(config: FinetuneConfig) -> None:
+def _check_packages(config: FinetuneConfig) -> None:
     """Raise now what would else end a run after two hours."""
     if config.export or config.quantize != "none":
         from .export import check_formats
 
         check_formats(config.export, None if config.quantize == "none" else config.quantize)
+    for name in config.track:
+        if util.find_spec(name) is None:
+            raise UsageError(
+                "track.package", f"{name} is not installed", fix=f'pip install "dlzoo[{name}]"'
+            )
 
 
 def _check(

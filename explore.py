@@ -103,7 +103,7 @@ def _settled(config: FinetuneConfig | None, data: Any, settings: dict[str, Any])
         if isinstance(data, str | Path):
             settings = {**settings, "data": str(data)}
         config = resolve(settings, called="{}=").config
-    console.setup(quiet=config.quiet)
+    console.setup(quiet=config.quiet, log_format=config.log_format)
     return config
 
 

@@ -131,7 +131,7 @@ class Job:
         if self.config.strategy in ("auto", "multiworker") and cluster.find():
             self.workers = self.machine.workers
             if not self.workers.chief:  # only the first one speaks
-                console.setup(mute=True)
+                console.setup(mute=True, log_format=self.config.log_format)
         return self.workers
 
     @cached_property
@@ -484,29 +484,33 @@ class Job:
         return f"  batch {', '.join(said)} over all replicas"
 
     def train(self, directory: RunDir, resume: bool):
+        from .callbacks.followers import following
         from .transfer.fit import train
 
         choice = {"auto": None, "on": True, "off": False}[self.config.cache]
         self.be_taught(directory)
-        outcome = train(
-            self.model,
-            self.data,
-            self.plan,
-            self.rule,
-            folder=directory.path,
-            resume=resume,
-            machine=self.machine,
-            use_cache=choice,
-            save_every=self.config.save_every,
-            deterministic=self.config.deterministic,
-            halve=self.config.batch == "auto",
-            quiet=self.config.quiet or not self.workers.chief,
-            say=console.say,
-            log=console.log,
-            bar=console.progress,
-        )
-        if outcome.interrupted is not None:
-            raise KeyboardInterrupt
+        settings = self.config.model_dump(exclude_none=True)
+        with following(directory.path, self.config.track, settings, console.say) as followers:
+            outcome = train(
+                self.model,
+                self.data,
+                self.plan,
+                self.rule,
+                folder=directory.path,
+                resume=resume,
+                machine=self.machine,
+                use_cache=choice,
+                save_every=self.config.save_every,
+                deterministic=self.config.deterministic,
+                halve=self.config.batch == "auto",
+                followers=[*followers, console.Epochs()],
+                quiet=self.config.quiet or not self.workers.chief or console.is_json(),
+                say=console.say,
+                log=console.log,
+                bar=console.progress,
+            )
+            if outcome.interrupted is not None:
+                raise KeyboardInterrupt
         return outcome
 
     def be_taught(self, directory: RunDir) -> None:

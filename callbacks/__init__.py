@@ -9,6 +9,7 @@ from .base import Resumable
 from .best import BestModel
 from .early_stopping import EarlyStopping
 from .ema import AverageWeights
+from .followers import EventFiles
 from .guards import StopOnDivergence, StopOnSignal, chance
 from .history import History
 from .lr_finder import LRFinder, Suggestion
@@ -22,6 +23,7 @@ __all__ = [
     "BestModel",
     "Constant",
     "EarlyStopping",
+    "EventFiles",
     "History",
     "LRFinder",
     "Monitor",

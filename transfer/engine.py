@@ -89,20 +89,26 @@ class Engine:
 
 
 def frozen(
-    model: keras.Model, *, batch: int = 32, work: float | None = None, steady: bool = False
+    model: keras.Model,
+    *,
+    batch: int = 32,
+    chunk: int | None = None,
+    work: float | None = None,
+    steady: bool = False,
 ) -> Engine:
     """Return what computes `model` in inference mode.
 
     Args:
         model: one image input of known size, one or several outputs.
         batch: images that Keras computes at a time; any number may be given to the engine.
+        chunk: images that an engine of a CPU computes at a time, and no fewer; default: `CHUNK`.
         work: GMACs to be computed in all, if known: little work is not worth converting.
         steady: choose by what is installed, not by what a measurement says.
     """
     import tensorflow as tf
 
     convert = not on_gpu() and (work is None or work >= CONVERSION)
-    batch = CHUNK if convert else batch
+    batch = (chunk or CHUNK) if convert else batch
     shape = (batch, *model.inputs[0].shape[1:])
     # Not model.predict: it would compile with XLA, which is slow for convolutions on a CPU.
     forward = tf.function(

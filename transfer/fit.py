@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from ..callbacks import (
     chance,
     check_monitor,
 )
+from ..callbacks.followers import Follower
 from ..callbacks.resume import build_metrics
 from ..data import Data
 from ..data import augment as augmentation
@@ -94,6 +95,7 @@ def train(
     save_every: str | int = "auto",
     deterministic: bool = False,
     halve: bool = False,
+    followers: Sequence[Follower] = (),
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
     log: Callable[[str], None] | None = None,
@@ -112,6 +114,7 @@ def train(
         save_every: training steps or time between checkpoints, see `callbacks.Resume`.
         deterministic: decide nothing by the clock.
         halve: where memory runs out, take half of the batch and two such for a step.
+        followers: told of each epoch, see `callbacks.followers`.
         say: called with lines for people: what a stage trains, how long a pass took.
         log: called with the line of each epoch, for a file.
         bar: gives, for a label, a context in which (done, total) images are shown.
@@ -130,7 +133,7 @@ def train(
     together = Together(machine.workers) if machine.workers.count > 1 else None
     with StopOnSignal(cut_validation=True, together=together) as stop:
         progress = Progress(images=data.splits["train"], quiet=quiet, log=log)
-        how = _How(machine, together, use_cache, save_every, deterministic, halve)
+        how = _How(machine, together, use_cache, save_every, deterministic, halve, followers)
         job = _Training(model, data, plan, rule, folder, how, progress, say, stop, bar)
         with machine.strategy.scope():
             return job.run(resume)
@@ -193,6 +196,7 @@ class _How:
     save_every: str | int
     deterministic: bool
     halve: bool
+    followers: Sequence[Follower]
 
 
 class _Training:
@@ -204,7 +208,9 @@ class _Training:
         self.workers = how.machine.workers
         self.best = BestModel(model, monitor=plan.monitor)
         writes = folder is not None and self.workers.chief
-        self.history = History(folder / "metrics.csv" if writes else None)
+        self.history = History(
+            folder / "metrics.csv" if writes else None, how.followers if writes else ()
+        )
         self.progress = progress
         progress.best = self.best
         self.weights = None
