@@ -29,9 +29,8 @@ import h5py
 import numpy as np
 
 SETTINGS = [
-    "--stages", "head:12,C5:6,all:2", "--lr", "1e-3", "--batch", "32",
-    "--size", "96", "--patience", "2", "--augment", "light", "--seed", "0", "--no-report",
-    "--name", "run",
+    "--stages", "head:12,C5:6,all:2", "--batch", "32", "--size", "96", "--patience", "2",
+    "--augment", "light", "--seed", "0", "--no-report", "--name", "run",
 ]  # fmt: skip
 SPLIT = """
 import sys, tensorflow as tf
@@ -82,19 +81,20 @@ def compare(one: Path, other: Path) -> str:
     told = ", ".join(f"{s} {stages[1].count(s)}" for s in dict.fromkeys(stages[1]))
     if stages[0] != stages[1]:
         return f"OTHER EPOCHS: {told}"
-    off = {
-        key: max(abs(float(a[key]) - float(b[key])) for a, b in zip(mine, theirs, strict=True))
-        for key in ("loss", "val_loss")
-    }
+    off: dict[str, float] = {}
+    for a, b in zip(mine, theirs, strict=True):
+        apart = max(abs(float(a[key]) - float(b[key])) for key in ("loss", "val_loss"))
+        off[a["stage"]] = max(apart, off.get(a["stage"], 0.0))
     answers = [rows(run, "predictions_test.csv") for run in (one, other)]
     columns = [c for c in answers[0][0] if c.startswith("p:")]
     pairs = list(zip(*answers, strict=True))
     apart = max(abs(float(a[c]) - float(b[c])) for a, b in pairs for c in columns)
     differ = sum(a["predicted"] != b["predicted"] for a, b in pairs)
     far = np.abs(weights(one) - weights(other)).max()
+    losses = ", ".join(f"{stage} {by:.1e}" for stage, by in off.items())
     return (
-        f"loss {off['loss']:.1e}, val_loss {off['val_loss']:.1e}, weights {far:.1e}, "
-        f"test probabilities {apart:.1e}, {differ} of {len(pairs)} answers differ; epochs: {told}"
+        f"losses {losses}, weights {far:.1e}, test probabilities {apart:.1e}, "
+        f"{differ} of {len(pairs)} answers differ; epochs: {told}"
     )
 
 
@@ -103,11 +103,13 @@ def main() -> None:
     parser.add_argument("flowers", type=Path, help="a folder with one folder for each class")
     parser.add_argument("--photos", type=int, default=256)
     parser.add_argument("--optimizer", default="momentum")
+    parser.add_argument("--lr", default="2e-4")
+    parser.add_argument("--keep", action="store_true", help="the runs, and say where")
     parser.add_argument("--dropout", action="store_true", help="0.3 in place of none")
     asked = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="dlzoo-workers-"))
     photos = some(asked.flowers, asked.photos, base / "photos")
-    settings = [*SETTINGS, "--optimizer", asked.optimizer, "--data", str(photos)]
+    settings = [*SETTINGS, "--optimizer", asked.optimizer, "--lr", asked.lr, "--data", str(photos)]
     settings += ["--dropout", "0.3" if asked.dropout else "0"]
     first = None
     for name, (strategy, way) in WAYS.items():
@@ -130,7 +132,10 @@ def main() -> None:
         said = compare(first, out / "run") if first else "is compared with"
         print(f"{name}: {took:.0f} s, test accuracy {accuracy:.4f}; {said}", flush=True)
         first = first or out / "run"
-    shutil.rmtree(base)
+    if asked.keep:
+        print(base)
+    else:
+        shutil.rmtree(base)
 
 
 if __name__ == "__main__":
