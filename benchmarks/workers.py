@@ -2,11 +2,11 @@
 
     python benchmarks/workers.py FLOWERS [--photos 256] [--dropout]
 
-The same command four times: alone on two processors, alone on one (the control: it differs by rounding
-alone), with `--strategy mirrored` on two logical devices of one process, and by `dlzoo launch
---workers 2`; each with activations of its own. Printed: the largest differences of losses by stage,
-of the final weights and of the test probabilities, test answers that differ, the epochs of each
-stage, and seconds of wall time.
+The same command four times: alone on two processors; alone on one, the control, which differs by
+rounding alone; with `--strategy mirrored` on two logical devices of one process; and by `dlzoo
+launch --workers 2`. Each has activations of its own. Printed: the largest differences of losses by
+stage, of the final weights and of the test probabilities, test answers that differ, the epochs of
+each stage, and seconds of wall time.
 
 Dropout is off unless asked for: each replica draws other numbers, so losses are near each other
 and not the same. Gradient descent, since Adam takes a whole step also where a gradient is nothing
