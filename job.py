@@ -109,7 +109,7 @@ class Job:
                 refused = error
         # not before the run counts as finished: until then it may have to be resumed
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
-        self.workers.agree(None)
+        self.workers.part()
         if refused:
             raise refused
 
@@ -124,7 +124,7 @@ class Job:
             )
         with _interruptible(directory):
             self.train(directory, resume=going_on)
-        self.workers.agree(None)
+        self.workers.part()
 
     def meet(self) -> Workers:
         """Meet the other processes of the job; TensorFlow must not have computed anything yet."""

@@ -22,17 +22,25 @@ from ..data.pipeline import Part
 
 
 class Replicated(keras.Model):
-    """A functional model that is fitted and measured by the replicas of a strategy.
+    """A model that is fitted and measured by the replicas of a strategy.
 
     Its data have five parts, see `data.pipeline.batches` with `part=`. Make it outside of the
-    scope of the strategy, from layers that were made in it; compile it in the scope, with
+    scope of the strategy, of a model that was made in it; compile it in the scope, with
     `weighted_metrics`, which are given the weight 0 for images that only fill a part up.
 
-    Attributes:
+    Args:
+        model: what is computed; it shares its variables.
         slices: in which a replica computes its part of a batch, where memory is short.
     """
 
-    slices = 1
+    def __init__(self, model: keras.Model, slices: int = 1):
+        super().__init__(name=model.name)
+        self.inner, self.slices = model, slices
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Compute what the model does."""
+        return self.inner(x, training=training)
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Take a step along the gradient of the loss of the whole batch."""
@@ -85,14 +93,12 @@ class Replicated(keras.Model):
 
 
 def replicated(model: keras.Model, slices: int = 1) -> Replicated:
-    """Return a model of the same layers that the replicas of a strategy can fit.
+    """Return a model of the same variables that the replicas of a strategy can fit.
 
     It is made outside of the scope that this is called in: a scope is that of one thread.
     """
     with ThreadPoolExecutor(1) as outside:
-        found = outside.submit(Replicated, model.inputs, model.outputs).result()
-    found.slices = slices
-    return found
+        return outside.submit(Replicated, model, slices).result()
 
 
 def spread(strategy: Any, make: Callable[[Part], tf.data.Dataset]) -> Any:

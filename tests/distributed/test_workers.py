@@ -48,7 +48,7 @@ def agree(one, other, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("count", "settings"),
     [
-        (2, {}),
+        pytest.param(2, {}, marks=long),
         pytest.param(2, {"cache": "off", "augment": "none"}, marks=long),
         pytest.param(3, {}, marks=long),
         pytest.param(3, {"cache": "off", "class_weight": "balanced", "l2": 1e-3}, marks=long),

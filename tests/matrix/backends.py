@@ -41,7 +41,7 @@ def answers(name: str) -> dict:
     logits = keras.ops.convert_to_numpy(model(x, training=False))
     for layer in model.layers:  # its statistics over few numbers are ill-conditioned
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
-    model.compile(keras.optimizers.SGD(1e-3), LOSS, jit_compile=False)
+    model.compile(keras.optimizers.SGD(1e-3), LOSS, jit_compile=keras.backend.backend() == "jax")
     loss = float(model.train_on_batch(x, np.arange(4) % 3))
     moved = keras.ops.convert_to_numpy(model(x, training=False))
     return {"logits": logits.tolist(), "loss": loss, "moved": moved.tolist()}
@@ -54,7 +54,7 @@ def parallel() -> dict:
         devices = keras.distribution.list_devices()[:count]
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
         model = built("lenet5")
-        model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), LOSS, jit_compile=False)
+        model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), LOSS)
         x = np.rint(rw.uniform("images", (8, *model.input_shape[1:]), 0, 255))
         fit = model.fit(x, np.arange(8) % 3, batch_size=4, epochs=2, shuffle=False, verbose=0)
         found[len(devices)] = fit.history["loss"]
