@@ -59,7 +59,8 @@ def create_model(
         input_shape: `size`, `(height, width)` or `(height, width, channels)` in pixels.
         in_chans: image channels. With weights made for RGB, 1 sums the first kernel over its
             channels; other numbers repeat it.
-        features_only: return the taps, `{"C1": (batch, h/2, w/2, c), ...}`, not logits.
+        features_only: return the taps, `{"C1": (batch, h/2, w/2, c), ...}`, not logits; without
+            `pool` and `taps`.
         pool: None keeps the paper's head; `avg` or `max` replaces it by global pooling, `moments`
             by the mean and deviation of each map but the last, and the root of the last's mean.
         taps: with `pool`, the taps whose pooled maps are joined; default the last one.
@@ -112,6 +113,12 @@ def create_model(
     if aux and (features_only or not classes):
         raise UsageError(
             "model.option", "auxiliary classifiers stand beside logits, and there are none"
+        )
+    if features_only and (pool or taps):
+        raise UsageError(
+            "model.option",
+            "features_only gives the maps themselves: there is nothing to pool",
+            fix="num_classes=0 with pool and taps gives one pooled vector",
         )
     args = {**variant.args, **_arguments(variant, drop_path=drop_path, padding=padding)}
     preset = row is not None and row.reader == "preset"  # another library loads it

@@ -51,6 +51,8 @@ def body(x, drop=0.1):
     taps = {}
     for i, width in enumerate((8, 12), start=3):
         x = conv(x, width, 3, 4, name=f"conv{i}")
+        if not drop:  # of the kind that a tail computes in another way
+            x = conv(x, width, 1, name=f"point{i}")
         x = L.BatchNormalization(momentum=0.8, name=f"norm{i}")(x)
         x = L.Activation("relu", name=f"act{i}")(x)
         x = taps[f"C{i}"] = L.Dropout(drop, name=f"drop{i}")(x)
