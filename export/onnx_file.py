@@ -35,14 +35,15 @@ def _write(classifier: Classifier, path: Path, about: dict[str, Any], options: O
     )
     try:
         proto = as_onnx(forward, spec)
+        onnx.checker.check_model(proto)  # tf2onnx keeps operations that it does not know
     except Exception as error:
-        raise ExportError("export.failed", f"tf2onnx: {type(error).__name__}: {error}") from error
+        why = str(error).strip().partition("\n")[0]
+        raise ExportError("export.failed", f"tf2onnx: {type(error).__name__}: {why}") from error
     for value in (*proto.graph.input, *proto.graph.output):
         if options.batch is None:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     entry = proto.metadata_props.add()
     entry.key, entry.value = INSIDE, json.dumps(about, ensure_ascii=False)
-    onnx.checker.check_model(proto)
     onnx.save(proto, path)
 
 
