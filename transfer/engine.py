@@ -193,7 +193,7 @@ def as_onnx(function: Any, spec: Any) -> Any:
     import tf2onnx
 
     # tf2onnx 1.17 lacks it, and TensorFlow's exact GELU is made of it
-    handlers = {"Erfc": (_erfc, [])}
+    handlers: dict[str, tuple] = {"Erfc": (_erfc, [])}
     content, _ = tf2onnx.convert.from_function(
         function, [spec], opset=OPSET, custom_op_handlers=handlers
     )
