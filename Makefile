@@ -4,11 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo test test-full test-resume lint types clean
+.PHONY: help demo test test-full test-resume test-backends docs lint types clean
 help:
 	@echo "make demo       set up, then fine-tune the default backbone on the digits of scikit-learn"
 	@echo "make test       set up, then lint, type check and the default tests"
 	@echo "make test-resume  every place where a run can be killed, and a storm of kills"
+	@echo "make test-backends  models of the zoo on JAX and PyTorch, which it installs"
+	@echo "make docs       the pages of docs/, the reference and the commands as a site"
 	@echo "make test-full  every model of the zoo, against torch where that is installed"
 
 $(VENV)/.ready: setup.cfg pyproject.toml
@@ -25,13 +27,23 @@ demo: $(VENV)/.ready
 	$(BIN)/dlzoo finetune --data digits --fail-under 0.95
 
 test: lint types
-	$(BIN)/python -m pytest -n $(JOBS) -m "not full and not long"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not full and not long"
 
 test-resume: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n $(JOBS) tests/resume
+	$(BIN)/python -m pytest -n $(JOBS) tests/resume tests/distributed
+
+test-backends: $(VENV)/.ready-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[jax,torch]"
+	$(BIN)/python -m pytest tests/matrix/test_backends.py
 
 test-full: lint types
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"
+
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	mkdir -p .typecheck && ln -sfn .. .typecheck/dlzoo
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
@@ -44,4 +56,4 @@ types: $(VENV)/.ready-test
 		--python-executable ../$(BIN)/python -p dlzoo
 
 clean:
-	rm -rf $(VENV) .typecheck build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .typecheck build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

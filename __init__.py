@@ -24,6 +24,7 @@ _PUBLIC = {
     "Plan": "transfer.plan",
     "Stage": "transfer.plan",
     "Classifier": "transfer.classifier",
+    "ensemble": "run",
     "finetune": "run",
     "Run": "run",
     "load_run": "run",
@@ -44,6 +45,7 @@ __all__ = [
     "compare",
     "create_model",
     "data",
+    "ensemble",
     "export",
     "finetune",
     "info",
@@ -62,7 +64,7 @@ if TYPE_CHECKING:  # what the two tables above say, for editors and type checker
     from .data import load_data
     from .errors import DlzooError
     from .explore import compare, lr_find
-    from .run import Run, finetune, load_run, resume
+    from .run import Run, ensemble, finetune, load_run, resume
     from .transfer.classifier import Classifier
     from .transfer.plan import Plan, Stage
     from .zoo import create_model, info, list_models

@@ -72,7 +72,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
             "no data given",
             fix="--data DIR (a folder of classes), FILE.csv, digits, fashion-mnist, flowers or tfds:NAME",
         )
-    console.setup(quiet=config.quiet)
+    console.setup(quiet=config.quiet, log_format=config.log_format)
     if config.verbose:
         for key, origin in found.origin.items():
             if origin != "default":
@@ -88,6 +88,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
 @cli.command()
 @run_argument
 @click.option("--quiet", is_flag=True, help="Tell only errors and results.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="See finetune.")
 @json_option
 @click.option("--device", metavar="DEVICE", help="Another one: auto, cpu, gpu or gpu:N.")
 @click.option("--strategy", metavar="STRATEGY", help="Another one: see finetune.")
@@ -95,7 +96,7 @@ def resume(run: str, as_json: bool, **changed: Any) -> None:
     """Go on with a run that was interrupted or killed."""
     from . import run as library
 
-    console.setup(quiet=changed["quiet"])
+    console.setup(quiet=changed["quiet"], log_format=changed["log_format"] or "text")
     given = {key: value for key, value in changed.items() if value is not None}
     _finished(lambda: library.resume(run, **given), as_json)
 
@@ -144,15 +145,16 @@ def _rehearsed(found: dict[str, Any], as_json: bool) -> None:
 @run_argument
 @click.option("--data", metavar="DIR", help="Other labelled photos of the same classes.")
 @click.option("--split", default="test", help="train, val or test.  [default: test]")
+@click.option("--tta", is_flag=True, help="Average over each photo and its mirror image.")
 @click.option("--fail-under", type=float, metavar="0..1", help="Exit 9 if accuracy is below.")
 @json_option
 def evaluate(
-    run: str, data: str | None, split: str, fail_under: float | None, as_json: bool
+    run: str, data: str | None, split: str, tta: bool, fail_under: float | None, as_json: bool
 ) -> None:
     """Measure a run on its test photos or on others."""
     from .run import load_run
 
-    metrics = load_run(run).evaluate(split, data=data)
+    metrics = load_run(run).evaluate(split, data=data, tta=tta)
     if as_json:
         console.out_json(metrics)
     else:
@@ -175,9 +177,10 @@ def evaluate(
 @click.option("--strict", is_flag=True, help="Exit 3 at the end if a photo could not be read.")
 @click.option("--explain", type=click.Choice(["gradcam"]), help="A picture of each: what decided.")
 @click.option("--out", metavar="DIR", help="For these pictures.  [default: the run's plots/]")
+@click.option("--tta", is_flag=True, help="Average over each photo and its mirror image.")
 def predict(
     run: str, photos: tuple[str, ...], topk: int, form: str, strict: bool,
-    explain: str | None, out: str | None,
+    explain: str | None, out: str | None, tta: bool,
 ) -> None:  # fmt: skip
     """Name what photos show: files, folders, or - (stdin)."""
     from .run import load_run
@@ -189,7 +192,7 @@ def predict(
         console.out(answers.csv_head(topk))
     total = bad = 0
     folder = (out or loaded.directory.plots) if explain else None
-    for prediction in loaded.predict_stream(answers.photos(photos), topk, explain=folder):
+    for prediction in loaded.predict_stream(answers.photos(photos), topk, explain=folder, tta=tta):
         console.out(answers.FORMATS[form](prediction))
         total += 1
         bad += prediction.error is not None
@@ -238,11 +241,54 @@ def export(
 
 @cli.command()
 @run_argument
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 is all there are.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True)
+@click.option("--name", help="In /v1/models/NAME.  [default: the folder's]")
+@click.option("--max-body", metavar="20M", default="20M", show_default=True, help="Of a request.")
+@click.option("--max-pixels", type=Count(), metavar="50M", default="50M", show_default=True)
+@click.option("--timeout", metavar="30s", default="30s", show_default=True, help="For an answer.")
+@click.option("--queue", type=click.IntRange(1), default=256, show_default=True,
+              help="Images in work; with more, 503.")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="No line for each request.")
+def serve(
+    run: str, host: str, port: int, name: str | None, max_body: str, max_pixels: float,
+    timeout: str, queue: int, quiet: bool,
+) -> None:  # fmt: skip
+    """Answer over HTTP, as TensorFlow Serving does, with a page to drop photos on.
+
+    RUN is a run, or its model/ folder. It has no passwords: keep it behind what has.
+    """
+    from .serve import Limits, check_packages
+    from .serve import serve as answer
+    from .units import parse_bytes, parse_seconds
+
+    check_packages()  # before TensorFlow is loaded
+    console.setup(quiet=quiet)
+    try:
+        limits = Limits(parse_bytes(max_body), parse_seconds(timeout), int(max_pixels), queue)
+    except ValueError as error:
+        raise UsageError("usage", str(error), fix="--max-body 20M --timeout 30s") from None
+    answer(run, host=host, port=port, name=name, limits=limits, ready=console.out, say=console.say)
+
+
+@cli.command()
+@run_argument
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
-def report(run: str, show: bool) -> None:
+@click.option("--code", metavar="FILE", help="Write plain Keras that does the same, instead.")
+def report(run: str, show: bool, code: str | None) -> None:
     """Write report.html of a finished run anew: figures, photos, doubts, exports."""
     from .run import load_run
 
+    if code:
+        from .files import write_text
+
+        text = load_run(run).as_code()
+        if code == "-":
+            console.out(text, end="")
+        else:
+            write_text(code, text)
+            console.out(code)
+        return
     path = load_run(run).report()
     console.out(str(path))
     if show:
@@ -250,6 +296,30 @@ def report(run: str, show: bool) -> None:
 
         if not webbrowser.open(path.absolute().as_uri()):
             console.say("no browser was found here")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--average",
+    type=click.Choice(["auto", "probabilities", "logits", "weights"]),
+    default="auto",
+    help="Of what; weights: of one backbone.  [default: auto, by validation photos]",
+)
+@click.option(
+    "--tta", type=click.Choice(["auto", "on", "off"]), default="off",
+    help="Average over mirror images, too.  [default: off]",
+)  # fmt: skip
+@click.option("--out", metavar="DIR", help="Folder of the new run.  [default: of the first]")
+@click.option("--name", metavar="NAME", help="Of the new run.")
+@click.option("--quiet", is_flag=True, help="Tell only errors and results.")
+@json_option
+def ensemble(runs: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+    """Make one model of several finished runs; it is a run like any other."""
+    from . import run as library
+
+    console.setup(quiet=asked["quiet"])
+    _finished(lambda: library.ensemble(*runs, **asked), as_json)
 
 
 @cli.command("lr-find", cls=StageSettings)

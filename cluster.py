@@ -69,8 +69,9 @@ def _tf_config(text: str, env: Mapping[str, str]) -> Cluster:
         addresses = [*chief, *cluster.get("worker", [])]
         index = int(task["index"])
         rank = {"chief": index, "worker": len(chief) + index}[task["type"]]
-        if set(cluster) - {"chief", "worker"}:
-            raise ValueError(f"only chief and worker can train, not {', '.join(cluster)}")
+        others = sorted(set(cluster) - {"chief", "worker"})
+        if others:
+            raise ValueError(f"only chief and worker can train, not {', '.join(others)}")
         if not 0 <= rank < len(addresses) or len(chief) > 1:
             raise ValueError(f"task {task['type']} {index} is not in the cluster")
         if not all(isinstance(a, str) and ":" in a for a in addresses):

@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -55,7 +56,7 @@ def _resume(value: Any) -> Any:
     return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
 
 
-def _flip(value: Any) -> Any:
+def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
@@ -100,7 +101,9 @@ class FinetuneConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: str = setting(
-        "efficientnet_lite0", "model to start from, as in `dlzoo list`", "NAME[.TAG]"
+        "efficientnet_lite0",
+        "model to start from, as in `dlzoo list`; several make an ensemble",
+        "NAME[.TAG][,NAME...]",
     )
     weights: PathText = setting(
         "auto", "checkpoint tag, a file, a run, or none: from scratch", "TAG|FILE|RUN|none"
@@ -130,7 +133,7 @@ class FinetuneConfig(BaseModel):
     augment: Literal["auto", "none", "light", "medium", "strong"] = setting(
         "auto", "how much training images are varied"
     )
-    flip: Annotated[Switch, BeforeValidator(_flip)] = setting(
+    flip: Annotated[Switch, BeforeValidator(_switch)] = setting(
         "auto", "mirror training images left to right"
     )
 
@@ -141,6 +144,9 @@ class FinetuneConfig(BaseModel):
     )
     taps: Annotated[Auto | list[str], BeforeValidator(_taps)] = setting(
         "auto", "feature maps that the new head takes", "auto|C4,C5"
+    )
+    pool: Literal["auto", "avg", "max", "moments"] = setting(
+        "auto", "what the head takes of them: means, maxima, or means and deviations"
     )
     epochs: Auto | Positive = setting("auto", "epochs of all stages together")
     time: Annotated[Positive | None, BeforeValidator(_seconds)] = setting(
@@ -161,10 +167,25 @@ class FinetuneConfig(BaseModel):
     class_weight: Literal["none", "balanced"] = setting(
         "none", "weigh samples by the rarity of their class"
     )
+    ensemble: Auto | Annotated[int, Field(gt=0, le=100)] = setting(
+        "auto", "models to train, with seeds and backbones in turn, and to make one of"
+    )
+    average: Literal["auto", "probabilities", "logits", "weights"] = setting(
+        "auto", "what of an ensemble is averaged"
+    )
+    tta: Annotated[Switch, BeforeValidator(_switch)] = setting(
+        "auto", "average the answer over a photo and its mirror image"
+    )
 
     dropout: Auto | Share = setting("auto", "share of features dropped by the head")
     label_smoothing: Auto | Share = setting("auto", "softens the targets")
     mixup: Amount = setting(0.0, "mix training samples, by shares from Beta(a, a)")
+    cutmix: Amount = setting(0.0, "put rectangles of others in, by shares from Beta(a, a)")
+    ema: Share = setting(0.0, "keep a moving average of the weights: its decay, as 0.99")
+    teacher: PathText | None = setting(
+        None, "run that teaches this one by its answers", "RUN", examples=["runs/best-1"]
+    )
+    temperature: Amount = setting(2.0, "how much a teacher's less likely answers count")
     l1: Amount = setting(0.0, "L1 penalty on trained kernels")
     l2: Amount = setting(0.0, "L2 penalty on trained kernels")
 
@@ -193,6 +214,9 @@ class FinetuneConfig(BaseModel):
     fail_under: Fraction | None = setting(
         None, "exit 9 if test accuracy (0..1) is below", "FLOAT", examples=[0.9]
     )
+    track: Annotated[list[Literal["mlflow", "wandb"]], BeforeValidator(_formats)] = setting(
+        [], "also tell a tracking service of each epoch", "mlflow|wandb"
+    )
     save_every: Annotated[
         Auto | Positive | Annotated[str, Field(pattern=r"^\d+(\.\d+)? *[smh]$")],
         BeforeValidator(_steps),
@@ -204,6 +228,9 @@ class FinetuneConfig(BaseModel):
     dry_run: bool = setting(False, "check data, settings and model; train one step")
     offline: bool = setting(False, "open no network connection")
     quiet: bool = setting(False, "tell only errors and results")
+    log_format: Literal["text", "json"] = setting(
+        "text", "what is told on stderr: lines for people, or JSON lines"
+    )
     verbose: bool = setting(False, "also tell which settings are not the defaults")
 
     @model_validator(mode="after")
@@ -214,6 +241,8 @@ class FinetuneConfig(BaseModel):
             raise ValueError("val_split and test_split leave nothing to train on")
         if self.quiet and self.verbose:
             raise ValueError("quiet and verbose exclude each other")
+        if self.teacher and not self.temperature:
+            raise ValueError("temperature: a teacher needs one above 0")
         if self.name in (".", ".."):
             raise ValueError("name: '.' and '..' are no names")
         return self
@@ -229,10 +258,12 @@ FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # may be others when a run is resumed: no weight depends on them, but for the last bits of those
 # that another machine computes, which is told
 NOT_TRAINING = {
-    "out", "save_every", "export", "quantize", "fail_under", "device", "strategy",
+    "out", "save_every", "export", "quantize", "fail_under", "device", "strategy", "track",
+    "average", "tta",
 }  # fmt: skip
 # what belongs to one call and not to the recipe: never written to config.toml
-OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "verbose")
+OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "log_format",
+             "verbose")  # fmt: skip
 
 
 def form(field: str) -> str:
@@ -296,7 +327,8 @@ def resolve(
     Raises:
         UsageError: `config.not-found`, or `config.invalid` with every problem of all
             sources, line numbers for the file, and the nearest name for an unknown one.
-            `export.format`, `export.package` or `export.quantize` for what cannot be written.
+            `export.format`, `export.package` or `export.quantize` for what cannot be written,
+            `track.package` for a service whose package is missing.
     """
     flag_values = {k: v for k, v in (flags or {}).items() if v is not None and v != ()}
     set_values, problems = _read_sets(sets)
@@ -321,7 +353,7 @@ def resolve(
     if not problems:
         try:
             config = FinetuneConfig.model_validate(values)
-            _check_exports(config)
+            _check_packages(config)
             return Resolved(config, origin)
         except ValidationError as error:
             problems = [str(e["msg"]).removeprefix("Value error, ") for e in error.errors()]
@@ -334,12 +366,17 @@ def resolve(
     )
 
 
-def _check_exports(config: FinetuneConfig) -> None:
+def _check_packages(config: FinetuneConfig) -> None:
     """Raise now what would else end a run after two hours."""
     if config.export or config.quantize != "none":
         from .export import check_formats
 
         check_formats(config.export, None if config.quantize == "none" else config.quantize)
+    for name in config.track:
+        if util.find_spec(name) is None:
+            raise UsageError(
+                "track.package", f"{name} is not installed", fix=f'pip install "dlzoo[{name}]"'
+            )
 
 
 def _check(

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import DlzooError
 
-_state: dict[str, Any] = {"quiet": False, "log": None}
+PACE = 5.0  # seconds between two JSON lines of a progress
+_state: dict[str, Any] = {"quiet": False, "mute": False, "json": False, "log": None}
 
 
 class Closed(Exception):
@@ -32,9 +36,15 @@ def is_terminal(stream: IO[str] | None = None) -> bool:
         return False
 
 
-def setup(quiet: bool = False) -> None:
-    """Make the standard streams print any text in any locale; with `quiet`, say nothing."""
-    _state["quiet"] = quiet
+def setup(quiet: bool = False, mute: bool = False, log_format: str = "text") -> None:
+    """Make the standard streams print any text in any locale.
+
+    Args:
+        quiet: say nothing but errors and results. mute: nothing but errors.
+        log_format: of what goes to stderr: `text`, or `json`, one object a line with `time` and
+            `event`: `message`, `epoch`, `progress` or `error`.
+    """
+    _state.update(quiet=quiet or mute, mute=mute, json=log_format == "json")
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         if hasattr(stream, "reconfigure"):
             # file names that are not text pass through as they are; what ASCII lacks is escaped
@@ -49,7 +59,8 @@ def out(text: str = "", end: str = "\n") -> None:
     Raises:
         Closed: nobody reads it any more.
     """
-    _write(sys.stdout, text + end, Closed)
+    if not _state["mute"]:
+        _write(sys.stdout, text + end, Closed)
 
 
 def as_json(value: Any) -> str:
@@ -69,8 +80,32 @@ def say(text: str = "", shown: str | None = None) -> None:
         text: the line. shown: what a terminal gets in its place.
     """
     log(text)
-    if not _state["quiet"]:
+    if _state["json"]:
+        event("message", text=text)
+    elif not _state["quiet"]:
         _write(sys.stderr, (shown if shown and is_terminal() else text) + "\n")
+
+
+def is_json() -> bool:
+    """Return whether stderr is read by a program: JSON lines."""
+    return _state["json"]
+
+
+def event(kind: str, **values: Any) -> None:
+    """Write a JSON line on stderr, where such are wanted."""
+    if _state["json"] and (kind == "error" or not _state["quiet"]):
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        _write(sys.stderr, as_json({"time": at, "event": kind, **values}) + "\n")
+
+
+class Epochs:
+    """Writes each epoch as a JSON line, where such are wanted; follows a history."""
+
+    def follow(self, rows: Sequence[Mapping[str, Any]], model: Any = None) -> None:
+        # JSON knows no NaN
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v
+                 for k, v in rows[-1].items()}  # fmt: skip
+        event("epoch", **plain)
 
 
 def header(lines: Sequence[str]) -> None:
@@ -81,7 +116,7 @@ def header(lines: Sequence[str]) -> None:
 
 def box(text: str) -> None:
     """Say the last lines of a run, framed on a terminal."""
-    if not is_terminal():
+    if not is_terminal() or is_json():
         say(text)
         return
     from rich.console import Console
@@ -98,6 +133,10 @@ def error(error: DlzooError) -> None:
     """Print an error on stderr, also when quiet, and into the run's log."""
     text = error.render()
     log(text)
+    if _state["json"]:
+        about = {"id": error.id, "where": error.where, "fix": error.hint, "code": error.exit_code}
+        event("error", text=error.message, **about)
+        return
     head, colon, rest = text.partition(":")
     _write(sys.stderr, (_styled(head, "1;31") if is_terminal() else head) + colon + rest + "\n")
 
@@ -146,6 +185,9 @@ def plain(text: str) -> str:
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Give a function of (done so far, in all or 0) that draws a bar, on a terminal only."""
+    if _state["json"]:
+        yield _telling(what)
+        return
     if not is_terminal() or _state["quiet"]:
         yield lambda done, total: None
         return
@@ -155,6 +197,19 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+def _telling(what: str) -> Callable[[int, int], None]:
+    """Return a function of (done, total) that tells both now and then, as JSON."""
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= PACE:
+            told = time.monotonic()
+            event("progress", what=what, done=done, total=total or None)
+
+    return tell
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from . import files, zoo
-from .errors import ModelError
+from . import cluster, files, zoo
+from .errors import ModelError, UsageError
 from .machine import changes, cores, environment
 from .rundir import NEED, RunDir, versions
 from .zoo.spec import Weights
@@ -30,12 +30,14 @@ def examine() -> dict[str, Any]:
 
     Returns:
         versions, backend, cpu_cores, gpus, device and device_reason (what `--device auto`
-        means here), memory_gb and disk_gb (free / total), cache and cache_mb, weights (by
-        model: ready without a download or not), extras (installed, or how to), problems (what
-        keeps dlzoo from working; empty is healthy).
+        means here), strategy and strategy_reason (the same of `--strategy auto`), memory_gb and
+        disk_gb (free / total), cache and cache_mb, weights (by model: ready without a download
+        or not), extras (installed, or how to), problems (what keeps dlzoo from working; empty
+        is healthy).
     """
     problems: list[str] = []
     gpus, backend = _accelerators(problems)
+    strategy, why = _strategy(len(gpus), problems)
     cache = files.home()
     free = shutil.disk_usage(cache).free
     if free < NEED:
@@ -47,6 +49,8 @@ def examine() -> dict[str, Any]:
         "gpus": gpus,
         "device": "gpu" if gpus else "cpu",
         "device_reason": f"{len(gpus)} GPU found" if gpus else _why_no_gpu(),
+        "strategy": strategy,
+        "strategy_reason": why,
         "memory_gb": _memory(),
         "disk_gb": round(free / 1e9, 1),
         "cache": str(cache),
@@ -82,6 +86,7 @@ def render(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("CPU cores", str(found["cpu_cores"])),
         ("GPUs", ", ".join(found["gpus"]) or "none"),
         ("device auto", f"{found['device']} ({found['device_reason']})"),
+        ("strategy auto", f"{found['strategy']} ({found['strategy_reason']})"),
         ("memory", f"{memory} free"),
         ("disk", f"{found['disk_gb']} GB free"),
         ("cache", f"{found['cache']} ({found['cache_mb']} MB)"),
@@ -106,6 +111,20 @@ def _accelerators(problems: list[str]) -> tuple[list[str], str]:
         str(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
         for gpu in gpus
     ], backend
+
+
+def _strategy(gpus: int, problems: list[str]) -> tuple[str, str]:
+    """Return what `--strategy auto` would be, and why; see `transfer.distribute.prepare`."""
+    try:
+        found = cluster.find()
+    except UsageError as error:
+        problems.append(error.message)
+        return "none", "the workers are not known"
+    if found:
+        return "multiworker", f"{found.said_by}: rank {found.rank} of {len(found.addresses)}"
+    if gpus > 1:
+        return "mirrored", f"{gpus} GPUs"
+    return "none", "one device, one process"
 
 
 def _why_no_gpu() -> str:

@@ -103,7 +103,7 @@ def _settled(config: FinetuneConfig | None, data: Any, settings: dict[str, Any])
         if isinstance(data, str | Path):
             settings = {**settings, "data": str(data)}
         config = resolve(settings, called="{}=").config
-    console.setup(quiet=config.quiet)
+    console.setup(quiet=config.quiet, log_format=config.log_format)
     return config
 
 
@@ -147,7 +147,12 @@ def _range_test(job: Job, stage: Stage, finder: LRFinder) -> dict[str, Any]:
     if split:
         found = _activations(job, {"train": [split.at]}, weights)["train"][split.at]
         dataset = found.batches(
-            stage.batch, seed=plan.seed, epochs=epochs, shuffle=True, mixup=plan.mixup
+            stage.batch,
+            seed=plan.seed,
+            epochs=epochs,
+            shuffle=True,
+            mixup=plan.mixup,
+            cutmix=plan.cutmix,
         )
         trained = trainable_view(split.top)
     else:

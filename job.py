@@ -90,7 +90,12 @@ class Job:
     def run_in(self, directory: RunDir, going_on: bool, then: Callable[[RunDir], None]) -> None:
         """Do what is left, as the process that writes it to a directory."""
         refused = None
-        with directory, console.logging_to(directory.log), _interruptible(directory):
+        with (
+            directory,
+            console.logging_to(directory.log),
+            self.workers.watching(),
+            _interruptible(directory),
+        ):
             if going_on:
                 self.note_resumed(directory)
             else:
@@ -104,7 +109,7 @@ class Job:
                 refused = error
         # not before the run counts as finished: until then it may have to be resumed
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
-        self.workers.agree(None)
+        self.workers.part()
         if refused:
             raise refused
 
@@ -119,14 +124,14 @@ class Job:
             )
         with _interruptible(directory):
             self.train(directory, resume=going_on)
-        self.workers.agree(None)
+        self.workers.part()
 
     def meet(self) -> Workers:
         """Meet the other processes of the job; TensorFlow must not have computed anything yet."""
         if self.config.strategy in ("auto", "multiworker") and cluster.find():
             self.workers = self.machine.workers
             if not self.workers.chief:  # only the first one speaks
-                console.setup(quiet=True)
+                console.setup(mute=True, log_format=self.config.log_format)
         return self.workers
 
     @cached_property
@@ -360,7 +365,7 @@ class Job:
 
         config = self.config
         plan = plan.fitted(self.variant.taps)
-        arguments: dict[str, Any] = {"pool": "avg", "taps": plan.taps}
+        arguments: dict[str, Any] = {"pool": plan.pool, "taps": plan.taps}
         if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
             arguments, plan = {}, replace(plan, taps=())
         with nullcontext() if alone else self.machine.strategy.scope():
@@ -385,12 +390,13 @@ class Job:
 
     def make_plan(self, preset: str, norm: bool = True) -> Plan:
         """Return a preset with the user's settings, its size and crop decided."""
-        from .transfer.plan import image_size, make_plan
+        from .transfer.plan import SCALE, image_size, make_plan
 
         config = self.config
         names = [
-            "taps", "crop", "augment", "dropout", "label_smoothing", "mixup", "l1", "l2",
-            "class_weight", "monitor", "seed", "lr", "optimizer", "schedule", "batch", "patience",
+            "taps", "pool", "crop", "augment", "dropout", "label_smoothing", "mixup", "cutmix",
+            "ema", "l1", "l2", "class_weight", "monitor", "seed", "lr", "optimizer", "schedule",
+            "batch", "patience",
         ]  # fmt: skip
         plan = make_plan(
             preset,
@@ -402,13 +408,17 @@ class Job:
                 **{name: getattr(config, name) for name in names},
                 "decay": config.layer_decay,
                 "train_bn": config.train_bn or None,
+                "temperature": config.temperature if config.teacher else None,
             },
         )
         size = config.size
         if size == "auto":
             side = self.data.summary()["shorter_side"]["median"]
             native = self.row.preprocess.size if self.row else self.variant.size
-            size = image_size(native, plan.size, side, self.variant.min_size)
+            scale = SCALE[preset] if self.pretrained else 1.0
+            size = image_size(native, plan.size, side, self.variant.min_size, scale)
+        if self.pretrained and config.epochs == config.stages == "auto":
+            plan = plan.for_images(self.data.splits["train"])
         if config.batch == "auto":
             plan = plan.scaled(
                 self.machine.replicas, self.data.splits["train"], config.lr == "auto"
@@ -474,29 +484,62 @@ class Job:
         return f"  batch {', '.join(said)} over all replicas"
 
     def train(self, directory: RunDir, resume: bool):
+        from .callbacks.followers import following
         from .transfer.fit import train
 
         choice = {"auto": None, "on": True, "off": False}[self.config.cache]
-        outcome = train(
-            self.model,
-            self.data,
-            self.plan,
-            self.rule,
-            folder=directory.path,
-            resume=resume,
-            machine=self.machine,
-            use_cache=choice,
-            save_every=self.config.save_every,
-            deterministic=self.config.deterministic,
-            halve=self.config.batch == "auto",
-            quiet=self.config.quiet or not self.workers.chief,
-            say=console.say,
-            log=console.log,
-            bar=console.progress,
-        )
-        if outcome.interrupted is not None:
-            raise KeyboardInterrupt
+        self.be_taught(directory)
+        settings = self.config.model_dump(exclude_none=True)
+        with following(directory.path, self.config.track, settings, console.say) as followers:
+            outcome = train(
+                self.model,
+                self.data,
+                self.plan,
+                self.rule,
+                folder=directory.path,
+                resume=resume,
+                machine=self.machine,
+                use_cache=choice,
+                save_every=self.config.save_every,
+                deterministic=self.config.deterministic,
+                halve=self.config.batch == "auto",
+                followers=[*followers, console.Epochs()],
+                quiet=self.config.quiet or not self.workers.chief or console.is_json(),
+                say=console.say,
+                log=console.log,
+                bar=console.progress,
+            )
+            if outcome.interrupted is not None:
+                raise KeyboardInterrupt
         return outcome
+
+    def be_taught(self, directory: RunDir) -> None:
+        """Ask the teacher, if there is one, about the training photos."""
+        from .transfer.classifier import Classifier
+        from .transfer.distil import teach
+
+        self.data.teacher = None
+        if self.config.teacher is None:
+            return
+        run = RunDir.open(self.config.teacher)
+        if run.read().get("data") != self.data.fingerprint:
+            console.say(
+                "teacher.data: the teacher was trained on other photos or another split; if test "
+                "photos of this run were among them, its test accuracy is too good"
+            )
+        taught = Classifier.load(run.model), self.plan.temperature
+        folder = directory.path if self.workers.chief else None
+        teach(self.data, *taught, folder, console.say)
+
+    def mirrored(self, classifier: Classifier) -> Classifier:
+        """Let the classifier look at the mirror image, too, if that is wanted."""
+        from .transfer import combine
+
+        if self.config.tta == "on":
+            return combine.mirrored(classifier)
+        if self.config.tta == "auto" and self.config.preset == "best":
+            return combine.mirrored_if_better(classifier, self.data, console.say)
+        return classifier
 
     def finish(self, directory: RunDir, outcome) -> None:
         """Save the classifier, then everything that tells how good it is."""
@@ -511,9 +554,10 @@ class Job:
             "backbone": self.variant.name,
             "weights": asdict(self.row) if self.row else None,
             "data": {"name": data.name, "fingerprint": data.fingerprint},
+            "flip": data.flip,
         }
-        self.classifier = classifier = Classifier(
-            self.model, data.classes, data.task, self.rule, origin
+        self.classifier = classifier = self.mirrored(
+            Classifier(self.model, data.classes, data.task, self.rule, origin)
         )
         classifier.save(directory.model)
         found: dict[str, Any] = {"val": None, "test": None}

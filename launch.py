@@ -49,7 +49,7 @@ def launch(command: Sequence[str], workers: int) -> int:
                 stderr=None if rank == 0 else said[rank],
                 start_new_session=True,  # signals reach each of them once: from here
             )
-            for addresses in [_addresses(workers)]
+            for addresses in [free_addresses(workers)]
             for rank in range(workers)
         ]
         _share_processors(running)
@@ -65,7 +65,7 @@ def launch(command: Sequence[str], workers: int) -> int:
     return _verdict(codes)
 
 
-def _addresses(workers: int) -> list[str]:
+def free_addresses(workers: int) -> list[str]:
     """Return that many addresses of this machine that nobody uses just now."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(workers)]

@@ -120,7 +120,13 @@ class Value(click.ParamType):
     """The text of a setting; `config.resolve` checks it together with all others."""
 
     name = "text"
-    _FILES = {"data": "file", "split_file": "file", "weights": "file", "out": "dir"}
+    _FILES = {
+        "data": "file",
+        "split_file": "file",
+        "weights": "file",
+        "teacher": "dir",
+        "out": "dir",
+    }
 
     def __init__(self, field: str, choices: Sequence[str]):
         self.field, self.choices = field, choices

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import console
+from .averaging import make_job, of_runs
 from .config import FinetuneConfig, resolve
 from .data import Data, load_data
 from .errors import DataError, DlzooError, ExportError, GateError, ResumeError, UsageError
@@ -127,12 +128,13 @@ class Run:
             task=config.get("task", "auto"),
         )
 
-    def evaluate(self, split: str = "test", data: Any = None) -> dict[str, Any]:
+    def evaluate(self, split: str = "test", data: Any = None, tta: bool = False) -> dict[str, Any]:
         """Measure the classifier on a split of its own data, or on other labelled photos.
 
         Args:
             split: `train`, `val` or `test`. data: any source for `load_data`; all of it is
                 used, and its classes are matched by name.
+            tta: average over each photo and its mirror image.
 
         Returns:
             See `report.metrics.evaluate`.
@@ -141,15 +143,22 @@ class Run:
 
         classes, task = self.classifier.classes, self.classifier.task
         if data is None:
-            labels, found = self._answers(self.data, split)
+            labels, found = self._answers(self.data, split, tta)
         else:
-            labels, found = self._answers_elsewhere(data)
+            labels, found = self._answers_elsewhere(data, tta)
         return metrics.evaluate(labels, found, classes, task)
 
-    def _answers(self, data: Data, split: str) -> tuple[np.ndarray, np.ndarray]:
-        return data.labels(split), self.classifier.answers(data, split)
+    @cached_property
+    def _mirrored(self):
+        from .transfer.combine import mirrored
 
-    def _answers_elsewhere(self, source: Any) -> tuple[np.ndarray, np.ndarray]:
+        return mirrored(self.classifier)
+
+    def _answers(self, data: Data, split: str, tta: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        asked = self._mirrored if tta else self.classifier
+        return data.labels(split), asked.answers(data, split)
+
+    def _answers_elsewhere(self, source: Any, tta: bool) -> tuple[np.ndarray, np.ndarray]:
         classes, task = self.classifier.classes, self.classifier.task
         other = source
         if not isinstance(source, Data):
@@ -162,7 +171,7 @@ class Run:
                 where=other.name,
                 fix=f"its classes: {', '.join(classes)}",
             )
-        parts = [self._answers(other, split) for split, n in other.splits.items() if n]
+        parts = [self._answers(other, split, tta) for split, n in other.splits.items() if n]
         labels, found = (np.concatenate(p) for p in zip(*parts, strict=True))
         if task == "binary":
             return (labels if other.classes == classes else 1 - labels), found
@@ -171,18 +180,19 @@ class Run:
         aligned[:, places] = labels
         return aligned, found
 
-    def predict(self, photos: Any, topk: int = 5) -> list[Prediction]:
+    def predict(self, photos: Any, topk: int = 5, tta: bool = False) -> list[Prediction]:
         """Name what photos show.
 
         Args:
             photos: one photo, or several: paths, contents of image files, or RGB arrays
                 (height, width, 3) in 0..255. topk: classes to give for each.
+            tta: average over each photo and its mirror image.
 
         Returns:
             One :class:`Prediction` a photo, in order; an unreadable one has its `error` set.
         """
         single = isinstance(photos, (str, Path, bytes)) or getattr(photos, "ndim", 4) < 4
-        return list(self.predict_stream([photos] if single else photos, topk))
+        return list(self.predict_stream([photos] if single else photos, topk, tta=tta))
 
     def explain(
         self,
@@ -212,12 +222,13 @@ class Run:
         topk: int = 5,
         batch: int = 32,
         explain: Path | str | None = None,
+        tta: bool = False,
     ) -> Iterator[Prediction]:
         """Give the predictions one by one, reading ahead no more than two batches.
 
         Args:
             explain: a folder for a picture of each photo, `NAME-gradcam.png`, that shows what
-                spoke for its answer.
+                spoke for its answer. tta: see `predict`.
         """
         from .data.pipeline import load_image
 
@@ -238,7 +249,7 @@ class Run:
             while ahead:
                 coming = [pool.submit(load, path) for path in islice(rest, batch)]
                 pictures = self._explained(ahead, explain, written) if explain is not None else {}
-                yield from self._named(ahead, topk, pictures)
+                yield from self._named(ahead, topk, pictures, tta)
                 ahead = [job.result() for job in coming]
 
     def _explained(
@@ -260,10 +271,11 @@ class Run:
         return found
 
     def _named(
-        self, loaded: Sequence[tuple[str, Any]], topk: int, pictures: Mapping[str, str]
+        self, loaded: Sequence[tuple[str, Any]], topk: int, pictures: Mapping[str, str], tta: bool
     ) -> Iterator[Prediction]:
         images = [image for _, image in loaded if isinstance(image, np.ndarray)]
-        answers = iter(self.classifier.probabilities(np.stack(images)) if images else ())
+        asked = self._mirrored if tta else self.classifier
+        answers = iter(asked.probabilities(np.stack(images)) if images else ())
         for path, image in loaded:
             if isinstance(image, DlzooError):
                 yield Prediction(path, f"{image.id}: {image.message}", [])
@@ -319,6 +331,24 @@ class Run:
         from .report import doubts
 
         return doubts.pairs(self.metrics["test"]["confusion"], self.classifier.classes)[:n]
+
+    def as_code(self) -> str:
+        """Return a Python program that does the same with plain Keras, to be changed at will.
+
+        It reads the same photos, in the splits of the manifest, and comes to about the same
+        accuracy.
+
+        Raises:
+            UsageError: `run.unfinished`. DataError: `run.no-data` for data in memory.
+        """
+        from .report import code
+
+        asked = read_values(self.directory.config).get("flip")
+
+        def flip() -> bool:
+            return asked == "on" if asked in ("on", "off") else self.data.flip
+
+        return code.of_run(self.directory, self.classifier, flip)
 
     def report(self, seconds: float = 60.0) -> Path:
         """Write report.html, MODEL_CARD.md and the plots; return the path of the page.
@@ -469,10 +499,60 @@ def finetune(
         config = resolve(given, called="{}=").config
     elif settings:
         raise UsageError("usage.config", "give config= or single settings, not both")
-    console.setup(quiet=config.quiet)
-    job = Job(config, data if data is not None else config.data)
+    console.setup(quiet=config.quiet, log_format=config.log_format)
+    job = make_job(config, data if data is not None else config.data)
     if config.dry_run:
         return job.rehearse()
+    return _carried_out(job, config)
+
+
+def ensemble(
+    *runs: Path | str | Run,
+    average: str = "auto",
+    tta: str | bool = "off",
+    out: Path | str | None = None,
+    name: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Make one model of several finished runs; the result is a run like any other.
+
+    Args:
+        runs: of the same photos in the same splits; of one or of several backbones.
+        average: `probabilities`, `logits`, `auto` (of these what the validation photos like
+            better) or `weights` (a greedy soup of runs of one backbone, arXiv:2203.05482).
+        tta: `on`: average over each image and its mirror image, too; one run may be given then.
+            `auto`: if the validation photos say so.
+        out, name: of the new run directory; default: beside the first run.
+        settings: of the call, as for `finetune`: quiet, report, export, fail_under.
+
+    Raises:
+        UsageError: `ensemble.few`, `ensemble.unfinished`, `ensemble.data`. ModelError:
+            `model.not-alike`. DlzooError: as `finetune` does.
+    """
+    found = [run if isinstance(run, Run) else Run(run) for run in runs]
+    if not found:
+        raise UsageError("ensemble.few", "no run was given", fix="dlzoo ensemble RUN RUN")
+    first = found[0]
+    names = [str(read_values(run.directory.config)["backbone"]) for run in found]
+    given: dict[str, Any] = {
+        **settings,
+        "average": average,
+        "tta": tta,
+        "backbone": ",".join(dict.fromkeys(names)),
+        "ensemble": len(found),
+        "out": out or first.path.absolute().parent,
+        "name": name,
+        "resume": "off",
+        "split_file": first.directory.manifest.absolute(),
+    }
+    config = resolve(given, config_file=first.directory.config, called="{}=").config
+    console.setup(quiet=config.quiet, log_format=config.log_format)
+    job = of_runs([run.directory for run in found], first.data, config)
+    return _carried_out(job, config)
+
+
+def _carried_out(job: Job, config: FinetuneConfig) -> Run:
+    """Do a job, ship and report its result."""
 
     def ship(directory: RunDir) -> None:
         run, refused = _run_of(job, directory), None

@@ -52,8 +52,8 @@ def compare_starts(
             fix="--init imagenet,none",
         )
     common: dict[str, Any] = {
-        "taps": ["C4", "C5"], "crop": 1.0, "dropout": 0.2, "label_smoothing": 0.0,
-        "stages": "auto", "epochs": "auto", "train_bn": True, "preset": "best",
+        "taps": ["C4", "C5"], "pool": "avg", "crop": 1.0, "dropout": 0.2, "label_smoothing": 0.0,
+        "stages": "auto", "epochs": "auto", "train_bn": True, "preset": "balanced",
     }  # fmt: skip
     if config.augment == "auto":
         common["augment"] = "light"

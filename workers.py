@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +74,16 @@ class Workers:
             return self._strategy.experimental_local_results(found)[0]
 
         return gather
+
+    def part(self) -> None:
+        """Wait until all have come here; the job is done then, and each may end.
+
+        Asked twice: what one has received, others may still be receiving from it, and would miss
+        if it ended now. After the second time nobody needs what came of it.
+        """
+        self.every(None)
+        with suppress(Interrupted), self.watching():
+            self.every(None)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

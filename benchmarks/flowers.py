@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     extra = [word for setting in options.set for word in ("--set", setting)]
     for preset in options.preset:
-        scores = []
+        scores, validated = [], []
         for rotation in options.rotation:
             with tempfile.TemporaryDirectory() as folder:
                 split = Path(folder) / "split.csv"
@@ -58,6 +58,7 @@ def main() -> None:
             found = json.loads(done.stdout)
             test, val = found["test"], found["val"]
             scores.append(test["accuracy"])
+            validated.append(val["accuracy"])
             print(
                 f"{preset} rotation {rotation}: test {test['accuracy']:.4f} "
                 f"({test['correct']}/{test['n']}), validation {val['accuracy']:.4f}, "
@@ -66,7 +67,10 @@ def main() -> None:
             )
         if len(scores) > 1:
             low, high = min(scores), max(scores)
-            print(f"{preset}: mean {np.mean(scores):.4f}, range {low:.4f} to {high:.4f}")
+            print(
+                f"{preset}: mean {np.mean(scores):.4f}, range {low:.4f} to {high:.4f}, "
+                f"mean of validation {np.mean(validated):.4f}"
+            )
 
 
 if __name__ == "__main__":

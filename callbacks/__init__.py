@@ -8,6 +8,8 @@ with the model, and stands last in the list: the others have then counted the st
 from .base import Resumable
 from .best import BestModel
 from .early_stopping import EarlyStopping
+from .ema import AverageWeights
+from .followers import EventFiles
 from .gradient_watch import GradientWatch
 from .guards import StopOnDivergence, StopOnSignal, chance
 from .history import History
@@ -18,9 +20,11 @@ from .resume import Resume
 from .schedules import Constant, OneCycle, ReduceLROnPlateau, WarmupCosine, check_single_policy
 
 __all__ = [
+    "AverageWeights",
     "BestModel",
     "Constant",
     "EarlyStopping",
+    "EventFiles",
     "GradientWatch",
     "History",
     "LRFinder",

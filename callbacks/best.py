@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,8 +34,12 @@ class BestModel(Resumable):
         path: a `.weights.h5` written whole at each improvement. It holds its own record, so
             it and the state cannot be of two epochs after a kill between two writes.
 
+    Of two epochs with one accuracy, which with few validation photos is common, the one with the
+    lower `val_loss` is the better one.
+
     Attributes:
         best: best value so far, or None.
+        loss: its `val_loss`, or None.
         epoch: the epoch it came from, counted from 1 over all stages.
         best_stage: the stage it came from.
         improved: whether the last epoch was the best.
@@ -46,7 +51,7 @@ class BestModel(Resumable):
         UsageError: `train.best-model`, the arguments do not go together.
     """
 
-    fields = ("best", "epoch", "best_stage", "epochs_seen")
+    fields = ("best", "loss", "epoch", "best_stage", "epochs_seen")
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class BestModel(Resumable):
         self._snapshot = snapshot or (lambda: self._whole().get_weights())
         self._restore = restore or (lambda weights: self._whole().set_weights(weights))
         self.best: float | None = None
+        self.loss: float | None = None
         self.epoch = 0
         self.best_stage = ""
         self.epochs_seen = 0
@@ -84,8 +90,11 @@ class BestModel(Resumable):
         """Keep the weights if this epoch is the best so far."""
         self.epochs_seen += 1
         value = self.monitor.value(logs)
-        self.improved = self.monitor.better(value, self.best)
+        loss = float(logs.get("val_loss", math.nan))
+        surer = value == self.best and self.loss is not None and loss < self.loss
+        self.improved = surer or self.monitor.better(value, self.best)
         if self.improved:
+            self.loss = None if math.isnan(loss) else loss
             self.best, self.epoch, self.best_stage = value, self.epochs_seen, self.stage
             self.kept = self._snapshot()
             if self.path is not None:

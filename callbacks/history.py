@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from .base import Resumable, learning_rate
+from .followers import Follower
 
 
 class History(Resumable):
@@ -20,6 +21,7 @@ class History(Resumable):
 
     Args:
         path: CSV file, replaced as a whole after each epoch; None keeps the rows in memory.
+        followers: told of all rows after each epoch, see `callbacks.followers`.
 
     Attributes:
         rows: list of dicts.
@@ -27,8 +29,9 @@ class History(Resumable):
 
     fields = ("rows",)
 
-    def __init__(self, path: Path | str | None = None):
+    def __init__(self, path: Path | str | None = None, followers: Sequence[Follower] = ()):
         super().__init__()
+        self.followers = followers
         self.path = None if path is None else Path(path)
         self.rows: list[dict[str, Any]] = []
         self._begun = 0.0
@@ -46,6 +49,8 @@ class History(Resumable):
         self.rows.append(row)
         if self.path is not None:
             self.write(self.path)
+        for follower in self.followers:
+            follower.follow(self.rows, self.model)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the rows back; the file loses those that came after them."""

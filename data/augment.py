@@ -90,30 +90,63 @@ def alter(image: tf.Tensor, u: tf.Tensor, key: tf.Tensor, level: Level, flip: bo
     return tf.clip_by_value(image, 0.0, 255.0)
 
 
-def mixed(dataset: tf.data.Dataset, alpha: float, seed: int, first: int = 0) -> tf.data.Dataset:
-    """Mix each sample of a batch with another one of it (mixup, arXiv:1710.09412).
+def mixed(
+    dataset: tf.data.Dataset, alpha: float, seed: int, first: int = 0, *, cutmix: float = 0.0
+) -> tf.data.Dataset:
+    """Mix each sample of a batch with another one of it.
 
     Args:
         dataset: batches of (images or activations, labels, weights), and of what is not mixed.
-        alpha: of the Beta distribution that a batch's share is drawn from; 0 mixes nothing.
+        alpha: of the Beta distribution that a batch's share is drawn from for mixup
+            (arXiv:1710.09412); 0: no mixup.
         seed: of the draws, with the number of the batch: a run can go on anywhere.
         first: number of the first batch, counted over all epochs.
+        cutmix: the same for CutMix (arXiv:1905.04899), where a rectangle is taken from the other
+            image; needs images or maps `(b, height, width, c)`. With both, a batch has the one
+            or the other, each half of the time.
     """
-    if not alpha:
+    if not (alpha or cutmix):
         return dataset
 
-    def draw(number: np.ndarray, n: np.ndarray) -> tuple[np.float32, np.ndarray]:
+    def draw(number: np.ndarray, n: np.ndarray) -> tuple[np.float32, np.ndarray, np.ndarray]:
         rng = np.random.default_rng([seed, int(number)])
-        return np.float32(rng.beta(alpha, alpha)), rng.permutation(int(n))
+        cuts = cutmix and (not alpha or rng.random() < 0.5)
+        concentration = cutmix if cuts else alpha
+        share = np.float32(rng.beta(concentration, concentration))
+        other = rng.permutation(int(n))
+        return share, other, np.array([1, *rng.random(2)] if cuts else [0, 0, 0], np.float32)
 
     def mix(number: tf.Tensor, batch: tuple) -> tuple:
         wanted = [number + first, tf.shape(batch[0])[0]]
-        share, other = tf.numpy_function(draw, wanted, (tf.float32, tf.int64), stateful=False)
+        kinds = (tf.float32, tf.int64, tf.float32)
+        share, other, cut = tf.numpy_function(draw, wanted, kinds, stateful=False)
         share, other = tf.ensure_shape(share, ()), tf.ensure_shape(other, (None,))
-        found = (share * part + (1 - share) * tf.gather(part, other) for part in batch[:3])
-        return *found, *batch[3:]
+        x, mask = batch[0], share
+        if cutmix:
+            mask = _mask(tf.shape(x), share, tf.ensure_shape(cut, (3,)))
+            share = tf.reduce_mean(mask)
+        x = tf.ensure_shape(mask * x + (1 - mask) * tf.gather(x, other), x.shape)
+        rest = (share * part + (1 - share) * tf.gather(part, other) for part in batch[1:3])
+        return x, *rest, *batch[3:]
 
     return dataset.enumerate().map(lambda number, batch: mix(number, batch))
+
+
+def _mask(shape: tf.Tensor, share: tf.Tensor, cut: tf.Tensor) -> tf.Tensor:
+    """Return the share of the own image at each place (1, height, width, 1): 0 in the rectangle.
+
+    Args:
+        cut: whether there is one (else every place has `share`), and where its middle lies, 0..1.
+    """
+    inside = []
+    for axis in (1, 2):
+        side = tf.cast(shape[axis], tf.float32)
+        half = side * tf.sqrt(1 - share) / 2
+        at = tf.range(side) + 0.5 - cut[axis] * side
+        inside.append(tf.abs(at) < half)
+    hole = inside[0][:, None] & inside[1][None]
+    own = tf.where(hole, 0.0, 1.0)
+    return tf.where(cut[0] > 0, own, tf.fill(tf.shape(own), share))[None, :, :, None]
 
 
 def _between(u: tf.Tensor, low: float, high: float) -> tf.Tensor:

@@ -29,6 +29,7 @@ class Data:
         problems: what is odd about the data.
         flip: whether mirror images make sense; augmentation obeys it. Settable.
         root: the folder that keys are relative to, or None.
+        teacher: what a teacher answers for the training photos, float32 like their labels, or None.
         fingerprint: SHA-256 over key, content hash, labels and split of every image.
     """
 
@@ -53,6 +54,7 @@ class Data:
         self.max_pixels = max_pixels
         self.failure: DataError | None = None  # why a pipeline stopped
         self.memory: object = None  # the pipeline's held images
+        self.teacher: np.ndarray | None = None
         self._records = {split: [r for r in records if r.split == split] for split in SPLITS}
         self.splits = {split: len(found) for split, found in self._records.items()}
         digest = [
@@ -89,6 +91,13 @@ class Data:
         for row, record in zip(hot, records, strict=True):
             row[[index[name] for name in record.labels]] = 1
         return hot[:, 1:] if self.task == "binary" else hot
+
+    def targets(self, split: str) -> np.ndarray:
+        """Return what is learnt: the labels and, in training, behind them the teacher's answers."""
+        labels = self.labels(split)
+        if split != "train" or self.teacher is None:
+            return labels
+        return np.concatenate([labels, self.teacher], axis=1)
 
     def read(self, split: str, i: int) -> np.ndarray:
         """Return image `i` of a split as uint8 (height, width, 3)."""

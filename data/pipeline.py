@@ -118,6 +118,7 @@ def batches(
 
     Returns:
         (image float32 (b, size, size, 3) in 0..255, label float32 (b, k), weight float32 (b,));
+        with a teacher its answers stand behind the labels (`Data.targets`);
         with `part` also real float32 (b,), 0 for an image that only fills the part up, and
         float32 (), how many images the whole batch has.
 
@@ -139,7 +140,7 @@ def batches(
     every = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
     steps = -(-len(every) // batch)
     most = part.most(batch) if part else batch
-    labels, weight = data.labels(split), sample_weights(data, split, weights)
+    labels, weight = data.targets(split), sample_weights(data, split, weights)
     images = _images(data, shorter_side(preprocess))
 
     def fetch(index: np.ndarray) -> np.ndarray:

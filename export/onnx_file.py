@@ -19,32 +19,31 @@ from .snippets import snippet
 if TYPE_CHECKING:
     from ..transfer.classifier import Classifier
 
-OPSET = 17
-
 
 def _write(classifier: Classifier, path: Path, about: dict[str, Any], options: Options) -> None:
     import onnx
     import tensorflow as tf
-    import tf2onnx
+
+    from ..transfer.engine import as_onnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     model, size = answering(classifier), classifier.preprocess.size
     spec = tf.TensorSpec((options.batch, size, size, 3), tf.float32, "image")
     forward = tf.function(
         lambda image: tf.identity(model(image, training=False), "probabilities"),
-        input_signature=[spec],
         autograph=False,
     )
     try:
-        proto, _ = tf2onnx.convert.from_function(forward, [spec], opset=OPSET)
+        proto = as_onnx(forward, spec)
+        onnx.checker.check_model(proto)  # tf2onnx keeps operations that it does not know
     except Exception as error:
-        raise ExportError("export.failed", f"tf2onnx: {type(error).__name__}: {error}") from error
+        why = str(error).strip().partition("\n")[0]
+        raise ExportError("export.failed", f"tf2onnx: {type(error).__name__}: {why}") from error
     for value in (*proto.graph.input, *proto.graph.output):
         if options.batch is None:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     entry = proto.metadata_props.add()
     entry.key, entry.value = INSIDE, json.dumps(about, ensure_ascii=False)
-    onnx.checker.check_model(proto)
     onnx.save(proto, path)
 
 

@@ -51,6 +51,7 @@ def of_run(directory: RunDir, classifier: Classifier) -> dict[str, Any]:
         "pairs": _pairs(found[main], classifier.classes),
         "training": {key: found[key] for key in ("best", "stages", "epochs", "seconds")},
         "head": _head(rows, found["best"]),
+        "ensemble": found.get("ensemble"),
         "counts": _counts(directory.manifest, classifier.classes),
         "problems": read_rows(directory.data_report),
         "model": {

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..transfer.classifier import Classifier
 
 _BATCH = 9  # the gradient holds every map of a batch
+TAKEN_FOR = -1  # stands for the class that an image is taken for
 _STRENGTH = 0.6  # how much of the photo the hottest place hides
 
 
@@ -67,7 +68,7 @@ def explain(
 
     The channels of a feature map are weighted by how the logit of the class grows with them on
     average, summed up, and what speaks against the class is left out. A head that pools several
-    taps is explained by one of them.
+    taps is explained by one of them; an ensemble by the mean over its members.
 
     Args:
         images: as the model takes them, `(n, size, size, 3)` in 0..255.
@@ -78,32 +79,68 @@ def explain(
         UsageError: `explain.label`, `explain.tap`, or `explain.no-map` for a network that has
             no feature maps.
     """
-    from ..transfer.classifier import to_probabilities
+    return Explainer(classifier, tap)(images, labels)
 
-    classes = classifier.classes
-    for label in labels or ():
-        if label not in classes:
-            raise UsageError("explain.label", f"no class {label!r}{nearest(label, classes)}")
-    maps, logits, found = _model(classifier, tap), [], []
-    for start in range(0, len(images), _BATCH):
-        part = images[start : start + _BATCH].astype("float32")
-        asked = labels[start : start + _BATCH] if labels else None
-        chosen = None if asked is None else np.array([classes.index(label) for label in asked])
-        each = _heat(maps, part, chosen, classifier.task)
-        logits.append(each[0])
-        found += each[1]
-    if not len(images):
-        return []
-    probabilities = to_probabilities(np.concatenate(logits), classifier.task)
-    places = [classes.index(x) for x in labels] if labels else probabilities.argmax(1)
-    return [
-        Explanation(classes[at], float(row[at]), np.clip(image, 0, 255).astype("uint8"), heat)
-        for at, row, image, heat in zip(places, probabilities, images, found, strict=True)
-    ]
+
+class Explainer:
+    """What `explain` does, for one classifier and many calls.
+
+    Args:
+        traced: make a graph of it, which takes some seconds and is several times faster than
+            operation after operation: for more than a few photos.
+    """
+
+    def __init__(self, classifier: Classifier, tap: str | None = None, traced: bool = False):
+        import tensorflow as tf
+
+        self.classifier = classifier
+        self._gradient = _gradient(_model(classifier, tap), classifier.task)
+        if traced:
+            size = classifier.preprocess.size
+            shapes = (tf.TensorSpec((None, size, size, 3)), tf.TensorSpec((None,), tf.int32))
+            traced_ = tf.function(self._gradient, input_signature=shapes, autograph=False)
+            self._gradient = traced_.get_concrete_function()
+
+    def __call__(
+        self, images: np.ndarray, labels: Sequence[str] | None = None
+    ) -> list[Explanation]:
+        """Return the explanations of images; see `explain`."""
+        from ..transfer.classifier import to_probabilities
+
+        classes, task, found = self.classifier.classes, self.classifier.task, []
+        for label in labels or ():
+            if label not in classes:
+                raise UsageError("explain.label", f"no class {label!r}{nearest(label, classes)}")
+        asked = [classes.index(x) for x in labels] if labels else [TAKEN_FOR] * len(images)
+        for start in range(0, len(images), _BATCH):
+            part = images[start : start + _BATCH].astype("float32")
+            logits, heats = self._heat(part, np.array(asked[start : start + _BATCH], "int32"))
+            probabilities = to_probabilities(logits, task)
+            for i, heat in enumerate(heats):
+                at = probabilities[i].argmax() if asked[start + i] < 0 else asked[start + i]
+                image = np.clip(part[i], 0, 255).astype("uint8")
+                found.append(Explanation(classes[at], float(probabilities[i][at]), image, heat))
+        return found
+
+    def _heat(self, images: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the logits `(n, k)` of some images, and for each the heat of one class."""
+        import tensorflow as tf
+        from PIL import Image
+
+        logits, *found = self._gradient(tf.constant(images), tf.constant(chosen))
+        size, way = (images.shape[2], images.shape[1]), Image.Resampling.BICUBIC
+        whole = np.zeros(images.shape[:3], "float32")
+        for each in zip(*found, strict=True):
+            # the rows behind those of the images are of their mirror images
+            a_map, slope = (part.numpy()[: len(images)].astype("float32") for part in each)
+            heat = np.maximum((slope.mean((1, 2), keepdims=True) * a_map).sum(-1), 0)
+            heat /= np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
+            whole += [np.asarray(Image.fromarray(h).resize(size, way)) for h in heat]
+        return logits.numpy(), list(np.clip(whole / len(found[0]), 0, 1))
 
 
 def _model(classifier: Classifier, tap: str | None):
-    """Return the model that gives a tap's map and the logits."""
+    """Return the model that gives the maps that are looked at, as a list, and the logits."""
     import keras
 
     model = classifier.model
@@ -112,27 +149,32 @@ def _model(classifier: Classifier, tap: str | None):
         raise UsageError("explain.no-map", f"{model.name} has no feature maps to look at")
     if tap is not None and tap not in taps:
         raise UsageError("explain.tap", f"no tap {tap!r}{nearest(tap, taps)}", fix=", ".join(taps))
-    return keras.Model(model.input, [taps[tap or list(taps)[-1]], model.output])
+    # of an ensemble the last tap of each member: m1.C5, m2.C5, ...
+    last = {name.rpartition(".")[0]: name for name in taps}
+    chosen = [tap] if tap else list(last.values())
+    return keras.Model(model.input, [[taps[name] for name in chosen], model.output])
 
 
-def _heat(model, images: np.ndarray, chosen: np.ndarray | None, task: str):
-    """Return the logits `(n, k)` of some images, and for each the heat of one class."""
+def _gradient(model, task: str):
+    """Return what gives logits, maps, and how the logit of a class grows with these.
+
+    It takes images and the number of a class of each, or TAKEN_FOR; maps are a list.
+    """
     import tensorflow as tf
-    from PIL import Image
 
-    # Not traced: a few photos are explained in less time than a graph takes to make.
-    with tf.GradientTape() as tape:
-        tape.watch(x := tf.constant(images))
-        maps, logits = model(x, training=False)
-        if chosen is None:
-            chosen = logits.numpy().argmax(1) if task != "binary" else logits.numpy()[:, 0] > 0
-        if task == "binary":  # one logit, which speaks for the second class
-            score = tf.where(tf.constant(chosen > 0), logits[:, 0], -logits[:, 0])
-        else:
-            score = tf.gather(logits, chosen, batch_dims=1)
-    slope = tf.cast(tape.gradient(score, maps), tf.float32).numpy().mean((1, 2), keepdims=True)
-    heat = np.maximum((slope * maps.numpy().astype("float32")).sum(-1), 0)
-    heat /= np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
-    size = images.shape[2], images.shape[1]
-    smooth = [np.asarray(Image.fromarray(h).resize(size, Image.Resampling.BICUBIC)) for h in heat]
-    return logits.numpy(), [np.clip(h, 0, 1) for h in smooth]
+    def gradient(images, chosen):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            maps, logits = model(images, training=False)
+            if task == "binary":  # one logit, which speaks for the second class
+                taken = tf.cast(logits[:, 0] > 0, tf.int32)
+            else:
+                taken = tf.argmax(logits, axis=1, output_type=tf.int32)
+            chosen = tf.where(chosen < 0, taken, chosen)
+            if task == "binary":
+                score = tf.where(chosen > 0, logits[:, 0], -logits[:, 0])
+            else:
+                score = tf.gather(logits, chosen, batch_dims=1)
+        return logits, maps, tape.gradient(score, maps)
+
+    return gradient

@@ -67,6 +67,7 @@ def main() -> None:
             python = python_of(options.keep or Path(scratch), PACKAGES[format])
             ask = [
                 python,
+                "-I",  # nothing of PYTHONPATH either
                 "-c",
                 ASK,
                 options.folder,

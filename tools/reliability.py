@@ -122,14 +122,11 @@ PAINS = {
     51: "augmentation is the bottleneck",
 }
 GAPS = {
-    ("fault", 38): "several machines are not supported",
     ("pain", 14): "by the tests of fault 29: killed anywhere, the same history and best weights",
     ("pain", 15): "by the tests of fault 29",
     ("pain", 16): "by the tests of faults 30 and 31",
     ("pain", 17): "by the tests of fault 28",
     ("pain", 27): "tested where the extra `onnx` is installed (tests/unit/test_export.py)",
-    ("pain", 31): "several machines are not supported",
-    ("pain", 32): "several machines are not supported",
     ("pain", 33): "TPUs are not promised: the code has run on CPUs alone",
     (
         "pain",

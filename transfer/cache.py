@@ -84,6 +84,7 @@ class Activations:
         start_step: int = 0,
         shuffle: bool = False,
         mixup: float = 0.0,
+        cutmix: float = 0.0,
         part: Part | None = None,
     ):
         """Return a tf.data.Dataset of (activation, label, weight), epoch after epoch.
@@ -92,7 +93,8 @@ class Activations:
         every epoch is known without those before it.
 
         Args:
-            mixup: see `data.augment.mixed` (on activations: arXiv:1806.05236).
+            mixup, cutmix: see `data.augment.mixed` (on activations: arXiv:1806.05236); pooled
+                ones have nothing that could be cut out, and are mixed only.
             part: only what this replica computes of each batch, and two values more, see
                 `data.pipeline.batches`.
         """
@@ -123,7 +125,8 @@ class Activations:
 
         first = start_epoch * steps + start_step
         dataset = tf.data.Dataset.range(first, epochs * steps).map(load, num_parallel_calls=2)
-        return augmentation.mixed(dataset, mixup, seed, first).prefetch(4)
+        cutmix = cutmix if len(self.shape) == 3 else 0.0
+        return augmentation.mixed(dataset, mixup, seed, first, cutmix=cutmix).prefetch(4)
 
 
 @dataclass
@@ -272,7 +275,7 @@ class Frozen:
         ids, shelves = identities(self.data, split), self.shelves(places, views)
         for view in range(views):
             self._fill({p: shelves[p, view] for p in places}, split, ids, view, work)
-        labels = self.data.labels(split)
+        labels = self.data.targets(split)
         of_images = sample_weights(self.data, split, weights)
         found = {}
         for place in places:
@@ -315,6 +318,7 @@ class Frozen:
             return True
         path = root() / "id"  # no other folder of shelves has the same
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(path, uuid.uuid4().hex)
         self.workers.every(None)  # they may all have written it: all read the last one
         homes = self.workers.every(path.read_text("utf-8"))
@@ -376,6 +380,9 @@ class Frozen:
 def deepest(frozen: Frozen, split: str) -> str | None:
     """Return the deepest place at which all plain images of a split are in the cache."""
     try:
+        about = graph.built(frozen.model)
+        if about.copies > 1 or about.members > 1:  # its maps are not those of one image
+            return None
         places = ("features", *reversed(graph.taps(frozen.model)))
     except UsageError:  # not a model of the zoo
         return None
@@ -390,10 +397,9 @@ def deepest(frozen: Frozen, split: str) -> str | None:
 
 def digest(bottom: keras.Model) -> str:
     """Return a hash of the layers of a model and of all their weights."""
-    # whether a layer may train changes nothing of what it gives
-    layers = [
-        [type(layer).__name__, {**layer.get_config(), "trainable": None}] for layer in bottom.layers
-    ]
+    # how a layer would train changes nothing of what it gives
+    training = dict.fromkeys(("trainable", "synchronized"))
+    layers = [[type(layer).__name__, {**layer.get_config(), **training}] for layer in bottom.layers]
     inner = json.dumps([layers, _links(bottom)], sort_keys=True, default=str).encode()
     parts = [inner, *(np.ascontiguousarray(w).tobytes() for w in bottom.get_weights())]
     return files.sha256("".join(files.sha256(part) for part in parts).encode())

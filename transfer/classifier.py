@@ -56,7 +56,10 @@ def versions() -> dict[str, str]:
 def rebuild(create: Mapping[str, Any], preprocess: Preprocess) -> keras.Model:
     """Build the graph again, with fresh weights, that `create` and `preprocess` describe."""
     from .. import zoo
+    from ..zoo import average
 
+    if "members" in create:
+        return average.rebuild(dict(create))
     # JSON knows no tuples.
     wanted: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in create.items()
@@ -114,8 +117,19 @@ class Classifier:
         """Return the probabilities `(n, classes)` for a split, in the order of its keys.
 
         Where activations of all its images are in the cache, only the layers above them are
-        computed; that they and the whole model agree is checked on some images.
+        computed; that they and the whole model agree is checked on some images. What has been
+        answered is remembered.
         """
+        key = (data.fingerprint, split)
+        if key not in self._answered:
+            self._answered[key] = self._answer(data, split)
+        return self._answered[key].copy()
+
+    @cached_property
+    def _answered(self) -> dict[tuple[str, str], np.ndarray]:
+        return {}
+
+    def _answer(self, data: Data, split: str) -> np.ndarray:
         from ..data.pipeline import batches, surfacing
         from ..zoo import graph
         from . import engine

@@ -25,6 +25,7 @@ log = logging.getLogger("dlzoo")
 TOLERANCE = 1e-2  # relative to the largest value of the batch; observed: below 1e-5
 CONVERSION = 200.0  # GMACs of work below which converting takes longer than it saves
 CHUNK = 4  # images that an engine of a CPU computes at a time: their maps stay in its caches
+OPSET = 17  # of ONNX
 LARGE = 20_000.0  # GMACs of work from which it pays to convert for two engines and compare
 
 Compute = Callable[[np.ndarray], list[np.ndarray]]  # of exactly one batch
@@ -89,20 +90,26 @@ class Engine:
 
 
 def frozen(
-    model: keras.Model, *, batch: int = 32, work: float | None = None, steady: bool = False
+    model: keras.Model,
+    *,
+    batch: int = 32,
+    chunk: int | None = None,
+    work: float | None = None,
+    steady: bool = False,
 ) -> Engine:
     """Return what computes `model` in inference mode.
 
     Args:
         model: one image input of known size, one or several outputs.
         batch: images that Keras computes at a time; any number may be given to the engine.
+        chunk: images that an engine of a CPU computes at a time, and no fewer; default: `CHUNK`.
         work: GMACs to be computed in all, if known: little work is not worth converting.
         steady: choose by what is installed, not by what a measurement says.
     """
     import tensorflow as tf
 
     convert = not on_gpu() and (work is None or work >= CONVERSION)
-    batch = CHUNK if convert else batch
+    batch = (chunk or CHUNK) if convert else batch
     shape = (batch, *model.inputs[0].shape[1:])
     # Not model.predict: it would compile with XLA, which is slow for convolutions on a CPU.
     forward = tf.function(
@@ -170,18 +177,41 @@ def _in_order(details: Sequence[dict[str, Any]]) -> list[int]:
 def _onnx(model: keras.Model, shape: tuple[int, ...]) -> Compute:
     import onnxruntime
     import tensorflow as tf
-    import tf2onnx
 
     forward = tf.function(lambda x: keras.tree.flatten(model(x, training=False)), autograph=False)
-    content, _ = tf2onnx.convert.from_function(
-        forward, input_signature=[tf.TensorSpec(shape, tf.float32, name="images")], opset=17
-    )
+    content = as_onnx(forward, tf.TensorSpec(shape, tf.float32, name="images"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     session = onnxruntime.InferenceSession(
         content.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return lambda images: session.run(None, {"images": images})
+
+
+def as_onnx(function: Any, spec: Any) -> Any:
+    """Return a `tf.function` of one tensor as an ONNX model; raises what tf2onnx raises."""
+    import tf2onnx
+
+    # tf2onnx 1.17 lacks it, and TensorFlow's exact GELU is made of it
+    handlers: dict[str, tuple] = {"Erfc": (_erfc, [])}
+    content, _ = tf2onnx.convert.from_function(
+        function, [spec], opset=OPSET, custom_op_handlers=handlers
+    )
+    return content
+
+
+def _erfc(graph: Any, node: Any, name: str, args: Any) -> None:
+    """Make of a node erfc(x), in tf2onnx's graph, 1 - erf(x)."""
+    from tf2onnx import utils
+
+    node.type, (out,) = "Erf", node.output
+    kind = utils.map_onnx_to_numpy_type(graph.get_dtype(out))
+    (one,) = graph.make_const(utils.make_name(name), np.array(1, kind)).output
+    last = graph.insert_new_node_on_output(
+        "Sub", out, inputs=[one, out], name=utils.make_name(name)
+    )
+    graph.copy_dtype(out, last.output[0])
+    graph.copy_shape(out, last.output[0])
 
 
 def open_litert(content: bytes) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..callbacks import (
+    AverageWeights,
     BestModel,
     Constant,
     EarlyStopping,
@@ -30,6 +31,7 @@ from ..callbacks import (
     chance,
     check_monitor,
 )
+from ..callbacks.followers import Follower
 from ..callbacks.resume import build_metrics
 from ..data import Data
 from ..data import augment as augmentation
@@ -45,7 +47,7 @@ from .distribute import Machine
 from .freeze import Split, frozen_part, unfreeze
 from .losses import make_loss, make_metrics, regularize
 from .optim import layer_multipliers, make_optimizer
-from .plan import HEAD_BY_STEPS, LBFGS, Plan, Stage
+from .plan import HEAD, LBFGS, Plan, Stage, head_by_steps
 from .replicas import replicated, spread
 from .tail import trainable_view
 
@@ -93,6 +95,7 @@ def train(
     save_every: str | int = "auto",
     deterministic: bool = False,
     halve: bool = False,
+    followers: Sequence[Follower] = (),
     quiet: bool = False,
     say: Callable[[str], None] = lambda line: None,
     log: Callable[[str], None] | None = None,
@@ -111,6 +114,7 @@ def train(
         save_every: training steps or time between checkpoints, see `callbacks.Resume`.
         deterministic: decide nothing by the clock.
         halve: where memory runs out, take half of the batch and two such for a step.
+        followers: told of each epoch, see `callbacks.followers`.
         say: called with lines for people: what a stage trains, how long a pass took.
         log: called with the line of each epoch, for a file.
         bar: gives, for a label, a context in which (done, total) images are shown.
@@ -129,7 +133,7 @@ def train(
     together = Together(machine.workers) if machine.workers.count > 1 else None
     with StopOnSignal(cut_validation=True, together=together) as stop:
         progress = Progress(images=data.splits["train"], quiet=quiet, log=log)
-        how = _How(machine, together, use_cache, save_every, deterministic, halve)
+        how = _How(machine, together, use_cache, save_every, deterministic, halve, followers)
         job = _Training(model, data, plan, rule, folder, how, progress, say, stop, bar)
         with machine.strategy.scope():
             return job.run(resume)
@@ -192,6 +196,7 @@ class _How:
     save_every: str | int
     deterministic: bool
     halve: bool
+    followers: Sequence[Follower]
 
 
 class _Training:
@@ -203,7 +208,9 @@ class _Training:
         self.workers = how.machine.workers
         self.best = BestModel(model, monitor=plan.monitor)
         writes = folder is not None and self.workers.chief
-        self.history = History(folder / "metrics.csv" if writes else None)
+        self.history = History(
+            folder / "metrics.csv" if writes else None, how.followers if writes else ()
+        )
         self.progress = progress
         progress.best = self.best
         self.weights = None
@@ -299,7 +306,8 @@ class _Training:
         }
         split = frozen_part(self.model) if self.how.use_cache is not False else None
         if stage.optimizer == LBFGS and not self.convex(split):
-            stage = replace(HEAD_BY_STEPS, name=stage.name, unfreeze=stage.unfreeze)
+            stage = head_by_steps(replace(stage, optimizer=HEAD.optimizer))
+            self.doing["batch"] = stage.batch
         if going_on:  # as it was begun
             split = split if split and split.at == self.doing["cut"] else None
         elif split and self.how.use_cache is None and not self.how.deterministic:
@@ -327,8 +335,9 @@ class _Training:
         self.outcome.stages.append(facts)
 
     def convex(self, split: Split | None) -> bool:
-        """Say whether the stage trains the last layer alone, with no penalty of the user's."""
-        if split is None or split.at != "features" or self.plan.l1 or self.plan.l2:
+        """Say whether the stage trains the last layer alone, by the labels and nothing else."""
+        more = self.plan.l1 or self.plan.l2 or self.plan.temperature
+        if split is None or split.at != "features" or more:
             return False
         trained = [layer.name for layer in split.top.layers if layer.trainable_weights]
         return trained == ["logits"]
@@ -394,31 +403,36 @@ class _Training:
         together = max(1, stage.batch // batch)
         by_steps = stage.optimizer != LBFGS
         first = (self.resume.epoch, self.resume.batch) if self.resume else (0, 0)
+        strategy = self.how.machine.strategy
+        slices = 1
+        if several := self.how.machine.replicas > 1:  # they add up within a step
+            slices, together, batch = together, 1, stage.batch
         images = self.cached(split, stage, batch) if split else self.live(stage, batch)
         train_set, val_set, val_batch = images
         trained = self.model if split is None else split.top
         if split and not engine.on_gpu():  # its shortcuts were measured on CPUs alone
             trained = trainable_view(split.top)
-        strategy = self.how.machine.strategy
-        if several := self.how.machine.replicas > 1:
-            trained = replicated(trained)
+        if several:
+            trained = replicated(trained, slices)
         steps = math.ceil(self.data.splits["train"] / batch)
         optimizer = make_optimizer(
             stage.optimizer if by_steps else "sgd",
             stage.lr,
             weight_decay=stage.weight_decay,
             multipliers=layer_multipliers(graph.groups(self.model), stage.decay),
+            ema=(self.plan.ema or None) if by_steps else None,
             accumulate=together,
         )
         optimizer.build(trained.trainable_variables)
         trained.compile(
             optimizer=optimizer,
-            loss=make_loss(self.data.task, self.plan.label_smoothing),
+            loss=make_loss(self.data.task, self.plan.label_smoothing, self.plan.temperature),
             **{"weighted_metrics" if several else "metrics": make_metrics(self.data.task)},
             jit_compile=False,  # XLA makes convolutions several times slower on a CPU
         )
         some = self.data.labels("train")[:1]
-        build_metrics(trained, some, np.zeros_like(some), np.ones(1, np.float32))
+        targets = self.data.targets("train")[:1]
+        build_metrics(trained, targets, np.zeros_like(some), np.ones(1, np.float32))
         callbacks = self.callbacks(stage, steps)
         if self.resume:
             kept = [c for c in callbacks if isinstance(c, Resumable)]
@@ -451,6 +465,9 @@ class _Training:
                 if self.doing["cut"] is None and self.stop.received is None and self.workers.chief:
                     self.tell_share_of_images(train_set(0, 0), steps)
         except DataError:  # a photo vanished: what was trained on the others stays
+            for callback in callbacks:
+                if isinstance(callback, AverageWeights):
+                    callback.put_back()
             if self.resume:
                 self.resume.save_what_is_done()
             raise
@@ -521,7 +538,8 @@ class _Training:
         early = EarlyStopping(self.plan.monitor, patience=stage.patience)
         for callback in (policy, early):
             callback.new_stage(stage.name)
-        return [self.stop, policy, self.guard, early, self.best, self.history, self.progress]
+        found = [self.stop, policy, self.guard, early, self.best, self.history, self.progress]
+        return [*found, AverageWeights()] if self.plan.ema and stage.optimizer != LBFGS else found
 
     def live(self, stage: Stage, batch: int) -> Images:
         """Return what makes the two datasets of images, and the second one's batch.
@@ -537,7 +555,9 @@ class _Training:
                 start_step=step, weights=self.weights, part=part,
             )  # fmt: skip
             first = epoch * math.ceil(self.data.splits["train"] / batch) + step
-            return augmentation.mixed(images, plan.mixup, plan.seed, first).prefetch(2)
+            return augmentation.mixed(
+                images, plan.mixup, plan.seed, first, cutmix=plan.cutmix
+            ).prefetch(2)
 
         def val_set(part=None):
             return batches(self.data, "val", self.rule, batch=batch, part=part)
@@ -583,7 +603,8 @@ class _Training:
         def train_set(epoch, step, part=None):
             return train.batches(
                 batch, seed=self.plan.seed, epochs=stage.epochs, start_epoch=epoch,
-                start_step=step, shuffle=True, mixup=self.plan.mixup, part=part,
+                start_step=step, shuffle=True, mixup=self.plan.mixup,
+                cutmix=self.plan.cutmix, part=part,
             )  # fmt: skip
 
         val_batch = max(batch, 64)

@@ -65,10 +65,14 @@ class Plan:
         size: image height and width in pixels; 0: as the checkpoint has it.
         crop: share of the shorter side that is kept.
         taps: feature maps whose pooled values the head takes; empty: the paper's own head.
+        pool: how they are pooled, see `zoo.create_model`.
         dropout: before the logits. label_smoothing: 0..1.
         mixup: alpha of the Beta distribution that images (or their activations) are mixed by; 0
+            is none. cutmix: the same for rectangles of images (or of maps).
+        ema: decay of a moving average of the weights, which is then what is measured and kept; 0
             is none.
         augment: `none`, `light`, `medium` or `strong`.
+        temperature: of a teacher's answers; 0: there is no teacher.
         l1, l2: penalties on the trained kernels.
         class_weight: `none` or `balanced`.
         monitor: what decides on best and early stopping: `val_loss` or `val_acc`.
@@ -80,10 +84,14 @@ class Plan:
     size: int = 0
     crop: float = 0.875
     taps: tuple[str, ...] = ("C5",)
+    pool: str = "avg"
     dropout: float = 0.2
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
     augment: str = "none"
+    temperature: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
     class_weight: str = "none"
@@ -106,6 +114,23 @@ class Plan:
         plain["taps"] = list(self.taps)
         plain["stages"] = [asdict(stage) for stage in self.stages]
         return plain
+
+    def for_images(self, images: int) -> Plan:
+        """Return the plan with more epochs of its deep stages where there are few images.
+
+        Args:
+            images: of the training split; with few of them, the epochs of a preset are too few
+                steps to get beyond the head that was fitted before.
+        """
+
+        def lasting(stage: Stage) -> Stage:
+            if stage.unfreeze == "head":
+                return stage
+            steps = -(-images // stage.batch)
+            epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps)))
+            return replace(stage, epochs=epochs, patience=max(stage.patience, epochs // 3))
+
+        return replace(self, stages=tuple(map(lasting, self.stages)))
 
     def halved(self) -> Plan:
         """Return the plan with half of the epochs of each stage, rounded up."""
@@ -184,6 +209,10 @@ def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 PRESETS = ("fast", "balanced", "best")
+MEMBERS = {"fast": 1, "balanced": 1, "best": 3}  # models that are averaged
+# Networks that were trained on random crops see things larger than in whole photos: they do
+# better with images somewhat larger than those of their training (arXiv:1906.06423).
+SCALE = {"fast": 1.0, "balanced": 1.0, "best": 9 / 7}
 
 # The recipes, as measured in benchmarks/RESULTS.md. Learning rates are for networks with
 # BatchNorm; without it (VGG, AlexNet) the deeper stages take a tenth (`NO_NORM`).
@@ -194,9 +223,22 @@ HEAD_BY_STEPS = Stage("head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, 
 TOP = Stage(
     "top", "C5", epochs=5, lr=1e-3, warmup=0.2, decay=0.7, weight_decay=1e-2, batch=32, views=4
 )
+TOP_LONG = replace(TOP, epochs=6, views=6)
 ALL = Stage("all", "all", epochs=6, lr=3e-4, decay=0.7, weight_decay=1e-2, batch=32)
+STEPS, MOST_EPOCHS = 460, 30  # a deep stage has so many steps, or so many epochs
 NO_NORM = 0.1
+TAPS = ("C4", "C5")
+# C3 helps as well, where nothing but the head trains: what trains C5 alone is cut at C4, and such
+# a cut gives a head nothing of C3
+TAPS_OF_HEAD = ("C3", *TAPS)
 SCRATCH = Stage("all", "all", epochs=30, lr=1e-3, weight_decay=1e-3, batch=32, patience=10)
+
+
+def head_by_steps(stage: Stage) -> Stage:
+    """Return the stage that trains by steps what `HEAD` would solve, with what a user chose."""
+    chosen = {f.name: getattr(stage, f.name) for f in fields(Stage)}
+    ours = asdict(HEAD)
+    return replace(HEAD_BY_STEPS, **{key: v for key, v in chosen.items() if v != ours[key]})
 
 
 def preset(name: str, *, pretrained: bool = True) -> tuple[tuple[Stage, ...], dict[str, Any]]:
@@ -204,7 +246,8 @@ def preset(name: str, *, pretrained: bool = True) -> tuple[tuple[Stage, ...], di
 
     Args:
         name: `fast` trains the head on features computed once; `balanced` also trains the
-            last group on cached activations; `best` goes on through the whole network.
+            last group on cached activations; `best` does so with larger and more varied images,
+            for several models that are averaged (`MEMBERS`).
         pretrained: False: everything is trained from the start, in one stage.
     """
     if name not in PRESETS:
@@ -212,10 +255,13 @@ def preset(name: str, *, pretrained: bool = True) -> tuple[tuple[Stage, ...], di
     if not pretrained:
         epochs = {"fast": 10, "balanced": 30, "best": 90}[name]
         return (replace(SCRATCH, epochs=epochs),), {"augment": "light", "train_bn": True}
-    stages = {"fast": (HEAD,), "balanced": (HEAD, TOP), "best": (HEAD, TOP, ALL)}[name]
+    stages = {"fast": (HEAD,), "balanced": (HEAD, TOP), "best": (HEAD, TOP_LONG)}[name]
     augment = {"fast": "none", "balanced": "light", "best": "medium"}[name]
-    rest = {"label_smoothing": 0.1, "dropout": 0.3, "taps": ("C4", "C5"), "crop": 1.0}
-    return stages, {"augment": augment, **rest}
+    rest = {"label_smoothing": 0.1, "dropout": 0.3, "pool": "moments", "crop": 1.0}
+    # Not the loss: a head that was fitted to convergence has a lower one than deeper stages that
+    # answer more photos rightly, since dropout and varied images make those less sure.
+    rest["monitor"] = "val_acc"
+    return stages, {"augment": augment, "taps": TAPS, **rest}
 
 
 def parse_stages(text: str, known: tuple[Stage, ...]) -> tuple[Stage, ...]:
@@ -261,41 +307,41 @@ def make_plan(
             left to the preset.
     """
     chosen, rest = preset(name, pretrained=pretrained)
-    if not norm:
-        chosen = tuple(s if s.unfreeze == "head" else replace(s, lr=s.lr * NO_NORM) for s in chosen)
     if isinstance(stages, str) and stages != AUTO:
         chosen = parse_stages(stages, chosen)
     elif not isinstance(stages, str):
         chosen = tuple(map(_stage, stages))
+    if not norm and isinstance(stages, str):  # tables say themselves how fast
+        chosen = tuple(s if s.unfreeze == "head" else replace(s, lr=s.lr * NO_NORM) for s in chosen)
     given = {key: value for key, value in overrides.items() if value not in (AUTO, None)}
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
     if for_stages.keys() & {"lr", "optimizer", "schedule"}:
         # who chooses how steps are taken wants steps
-        chosen = tuple(
-            replace(HEAD_BY_STEPS, name=s.name, unfreeze=s.unfreeze) if s == HEAD else s
-            for s in chosen
-        )
+        chosen = tuple(head_by_steps(s) if s == HEAD else s for s in chosen)
     chosen = tuple(replace(stage, **_known(Stage, for_stages)) for stage in chosen)
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))
+    if rest.get("taps") == TAPS and all(stage.unfreeze == "head" for stage in chosen):
+        rest["taps"] = TAPS_OF_HEAD
     if "taps" in given:
         given["taps"] = tuple(given["taps"])
     return Plan(stages=chosen, **{**rest, **_known(Plan, given)})
 
 
-def image_size(native: int, wanted: int, side: int, smallest: int) -> int:
+def image_size(native: int, wanted: int, side: int, smallest: int, scale: float = 1.0) -> int:
     """Return the image size in pixels for photos whose shorter side is `side` (median).
 
     Images far smaller than the network's own size gain little from being blown up to it, and
     cost as much as large ones.
 
     Args:
-        native: of the checkpoint. wanted: by the preset; 0: `native`.
+        native: of the checkpoint. wanted: by the preset; 0: `native`, times `scale`.
         smallest: that the network can take.
     """
     enough = max(MIN_SIZE, -(-int(side * 1.6) // 32) * 32)
-    return max(smallest, min(wanted or native, enough) if native > MIN_SIZE else native)
+    wanted = wanted or (native if scale == 1 else round(native * scale / 32) * 32)
+    return max(smallest, min(wanted, enough) if native > MIN_SIZE else native)
 
 
 MIN_SIZE = 96  # pixels; the last map of a stride-32 network is then 3 x 3

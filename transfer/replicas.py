@@ -22,26 +22,52 @@ from ..data.pipeline import Part
 
 
 class Replicated(keras.Model):
-    """A functional model that is fitted and measured by the replicas of a strategy.
+    """A model that is fitted and measured by the replicas of a strategy.
 
     Its data have five parts, see `data.pipeline.batches` with `part=`. Make it outside of the
-    scope of the strategy, from layers that were made in it; compile it in the scope, with
+    scope of the strategy, of a model that was made in it; compile it in the scope, with
     `weighted_metrics`, which are given the weight 0 for images that only fill a part up.
+
+    Args:
+        model: what is computed; it shares its variables.
+        slices: in which a replica computes its part of a batch, where memory is short.
     """
+
+    def __init__(self, model: keras.Model, slices: int = 1):
+        super().__init__(name=model.name)
+        self.inner, self.slices = model, slices
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Compute what the model does."""
+        return self.inner(x, training=training)
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Take a step along the gradient of the loss of the whole batch."""
-        with tf.GradientTape() as tape:
-            answers, loss = self._forward(data, training=True)
-            scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_weights
-        gradients = tape.gradient(scaled, variables)
+        gradients: list[Any] = []
+        logs: dict[str, Any] = {}
+        for some in self._sliced(data):
+            with tf.GradientTape() as tape:
+                answers, loss = self._forward(some, training=True)
+                scaled = self.optimizer.scale_loss(loss)
+            more = tape.gradient(scaled, variables)
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
+            logs = self._logs(some, answers, loss)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return self._logs(data, answers, loss)
+        return logs
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Measure a batch."""
         return self._logs(data, *self._forward(data, training=False))
+
+    def _sliced(self, data: tuple) -> list[tuple]:
+        """Return what is computed at a time."""
+        *of_images, whole = data
+        size = -(-tf.shape(of_images[0])[0] // self.slices)
+        return [
+            (*(x[i * size : (i + 1) * size] for x in of_images), whole) for i in range(self.slices)
+        ]
 
     def _forward(self, data: tuple, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the answers, and this replica's share of the loss of the whole batch."""
@@ -66,13 +92,13 @@ class Replicated(keras.Model):
         return logs
 
 
-def replicated(model: keras.Model) -> Replicated:
-    """Return a model of the same layers that the replicas of a strategy can fit.
+def replicated(model: keras.Model, slices: int = 1) -> Replicated:
+    """Return a model of the same variables that the replicas of a strategy can fit.
 
     It is made outside of the scope that this is called in: a scope is that of one thread.
     """
     with ThreadPoolExecutor(1) as outside:
-        return outside.submit(Replicated, model.inputs, model.outputs).result()
+        return outside.submit(Replicated, model, slices).result()
 
 
 def spread(strategy: Any, make: Callable[[Part], tf.data.Dataset]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from ..errors import UsageError, nearest
 from .blocks import PADDINGS, L, native_groups
@@ -58,8 +59,10 @@ def create_model(
         input_shape: `size`, `(height, width)` or `(height, width, channels)` in pixels.
         in_chans: image channels. With weights made for RGB, 1 sums the first kernel over its
             channels; other numbers repeat it.
-        features_only: return the taps, `{"C1": (batch, h/2, w/2, c), ...}`, not logits.
-        pool: None keeps the paper's head; `avg` or `max` replaces it by global pooling.
+        features_only: return the taps, `{"C1": (batch, h/2, w/2, c), ...}`, not logits; without
+            `pool` and `taps`.
+        pool: None keeps the paper's head; `avg` or `max` replaces it by global pooling, `moments`
+            by the mean and deviation of each map but the last, and the root of the last's mean.
         taps: with `pool`, the taps whose pooled maps are joined; default the last one.
         dropout: rate before the logits; default the paper's.
         drop_path: rate at which the last residual branch is dropped (the first ones less), where
@@ -110,6 +113,12 @@ def create_model(
     if aux and (features_only or not classes):
         raise UsageError(
             "model.option", "auxiliary classifiers stand beside logits, and there are none"
+        )
+    if features_only and (pool or taps):
+        raise UsageError(
+            "model.option",
+            "features_only gives the maps themselves: there is nothing to pool",
+            fix="num_classes=0 with pool and taps gives one pooled vector",
         )
     args = {**variant.args, **_arguments(variant, drop_path=drop_path, padding=padding)}
     preset = row is not None and row.reader == "preset"  # another library loads it
@@ -277,9 +286,10 @@ def _head(variant: Variant, args, maps, x, classes, pool, taps, rate):
 
 
 def _pooled(variant: Variant, maps, pool: str, taps: list[str] | None):
-    kinds = {"avg": L.GlobalAveragePooling2D, "max": L.GlobalMaxPooling2D}
-    if pool not in kinds:
-        raise UsageError("model.pool", f"pool={pool!r} is unknown", fix="avg, max or None")
+    if pool not in POOLS:
+        raise UsageError(
+            "model.pool", f"pool={pool!r} is unknown", fix=f"{', '.join(POOLS)} or None"
+        )
     unknown = [tap for tap in taps or () if tap not in maps]
     if unknown or not maps:
         raise UsageError(
@@ -288,8 +298,36 @@ def _pooled(variant: Variant, maps, pool: str, taps: list[str] | None):
             fix=f"its taps: {', '.join(maps) or 'none'}",
         )
     chosen = list(taps or [list(maps)[-1]])
-    pooled = [kinds[pool](name=f"pool_{tap}")(maps[tap]) for tap in chosen]
+    pooled = []
+    for tap in chosen:
+        kind = L.GlobalMaxPooling2D if pool == "max" else L.GlobalAveragePooling2D
+        value = kind(name=f"pool_{tap}")(maps[tap])
+        if pool == "moments":
+            pooled += _moments(maps[tap], value, last=tap == chosen[-1])
+        else:
+            pooled.append(value)
     return pooled[0] if len(pooled) == 1 else L.Concatenate(name="features")(pooled)
+
+
+POOLS = ("avg", "max", "moments")
+_SMALL = 1e-2  # below it a root is nearly a line: at 0 its slope would have no bound
+
+
+def _moments(feature_map, mean, last: bool) -> list:
+    """Return what a linear classifier reads more from than from the mean alone.
+
+    The root is that of the power normalisation of image descriptors (Perronnin et al. 2010): a
+    channel that is seldom active counts for more.
+    """
+
+    def root(x):
+        return x * ops.rsqrt(ops.absolute(x) + _SMALL)
+
+    mean = ops.cast(mean, "float32")
+    if last:
+        return [root(mean)]
+    away = ops.cast(feature_map, "float32") - mean[:, None, None, :]
+    return [mean, root(ops.mean(ops.square(away), axis=(1, 2)))]
 
 
 def _input_shape(variant: Variant, row: Weights | None, shape, in_chans) -> tuple:

@@ -42,6 +42,13 @@ def row_for_run(variant: Variant, file: Path) -> Weights | None:
         raise ModelError(
             "model.not-a-run", f"not a model of dlzoo's: {error!r:.200}", where=about
         ) from None
+    if len(create.get("members", ())) > 1:
+        raise ModelError(
+            "model.weights-mismatch",
+            "an ensemble has the weights of several models",
+            where=file,
+            fix="give the run of one of its members",
+        )
     if name != variant.name:
         raise ModelError(
             "model.weights-mismatch",

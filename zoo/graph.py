@@ -28,6 +28,8 @@ class Built:
         create: the arguments that build the same graph again, as plain JSON values.
         preprocess: the normalisation inside, and the image size it was built for.
         taps: tap name to the name of the layer that computes it.
+        copies: how many rows of a batch each image is inside: 2 with its mirror image.
+        members: how many networks are in it; more than one have taps `m1.C5`, `m2.C5`, ...
     """
 
     name: str
@@ -35,6 +37,8 @@ class Built:
     create: dict[str, Any]
     preprocess: Preprocess
     taps: dict[str, str] = field(default_factory=dict)
+    copies: int = 1
+    members: int = 1
 
 
 def built(model: keras.Model) -> Built:
@@ -115,16 +119,20 @@ def cut(model: keras.Model, at: str) -> tuple[keras.Model, keras.Model]:
     return bottom, top
 
 
-def replay(model: keras.Model, outputs: dict[str, Any], x: Any) -> dict[str, Any]:
+def replay(model: keras.Model, outputs: Any, x: Any, prefix: str = "") -> Any:
     """Do on `x` what a model does from its input to `outputs`, as part of one flat graph.
 
     The layers are new ones with the same weights: a layer that is used twice has no one output.
+    Their names have `prefix` before them.
     """
     fresh: dict[Any, Any] = {}
 
     def copy(operation):
         if operation not in fresh:
-            fresh[operation] = type(operation).from_config(operation.get_config())
+            config = operation.get_config()
+            if prefix:
+                config["name"] = prefix + operation.name
+            fresh[operation] = type(operation).from_config(config)
         return fresh[operation]
 
     # private; Keras 3.0 to 3.15 have it. Calling the model itself would nest it.
@@ -191,4 +199,6 @@ def macs(layer: keras.layers.Layer) -> int:
 
 def gmacs(model: keras.Model) -> float:
     """Return 10^9 multiply-accumulates of one image of the model's input size."""
-    return sum(macs(layer) for layer in model.layers) / 1e9
+    about = getattr(model, "dlzoo", None)
+    copies = about.copies if isinstance(about, Built) else 1
+    return copies * sum(macs(layer) for layer in model.layers) / 1e9

@@ -125,6 +125,9 @@ def list_models(
         licence: SPDX identifiers, wildcards allowed, of at least one checkpoint; with `min_top1`
             one checkpoint must have both.
         taps: feature maps it must have, one or several: `["C3", "C5"]`.
+
+    Raises:
+        UsageError: `model.family`, with the nearest name.
     """
 
     def matches(value: str, wanted: str | Iterable[str] | None) -> bool:
@@ -134,6 +137,14 @@ def list_models(
         return [wanted] if isinstance(wanted, str) else list(wanted)
 
     pattern, family, licence = (w and many(w) for w in (pattern, family, licence))
+    families = {variant.family.name for variant in _VARIANTS.values()}
+    for wanted in family or ():
+        if not any(fnmatchcase(name, wanted) for name in families):
+            raise UsageError(
+                "model.family",
+                f"no family {wanted!r}{nearest(wanted, families)}",
+                fix=f"known: {', '.join(sorted(families))}",
+            )
     found = []
     for variant in _VARIANTS.values():
         checkpoints = [

@@ -215,7 +215,9 @@ def test_fault_08_orientation(tmp_path, odd_run):
     for path in paths:
         np.testing.assert_array_equal(data.read(*images[f"rose/{path.name}"]), upright)
     answers = load_run(odd_run.path).predict(paths)
-    assert len({tuple(answer.top) for answer in answers}) == 1
+    assert len({tuple(name for name, _ in answer.top) for answer in answers}) == 1
+    for answer in answers:  # a batch may be computed differently in the last bit, by place
+        assert [p for _, p in answer.top] == pytest.approx([p for _, p in answers[0].top], abs=1e-5)
 
 
 def test_fault_09_giant_image(tmp_path, refused):

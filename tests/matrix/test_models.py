@@ -89,6 +89,7 @@ def test_02_every_trainable_variable_has_a_gradient(build, images):
         assert np.isfinite(gradient).all() and np.any(gradient), variable.path
 
 
+@varied
 def test_03_head_swap(name, build):
     taps = channels(name)
     assert build(light=True, num_classes=5, in_chans=4).output_shape == (None, 5)
@@ -237,6 +238,7 @@ def test_10_mixed_precision(build, images):
     assert logits.dtype == np.float32 and np.isfinite(logits).all()
 
 
+@varied
 @pytest.mark.parametrize("options", [{"in_chans": 1}, {"num_classes": 5, "in_chans": 4}])
 def test_11_other_channels(build, images, options):
     model = build(light=True, **options)
@@ -255,6 +257,7 @@ def test_13_preprocessing_in_numpy(name, images):
         assert np.abs(ours - expected).max() < 1e-4 / std.min()
 
 
+@varied
 def test_cut_anywhere(name, build, images):
     model = build(light=True)
     whole = run(model, x := images(model))

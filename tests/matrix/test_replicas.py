@@ -10,7 +10,7 @@ import pytest
 from dlzoo import zoo
 from rows import rows
 
-DEFAULT = "lenet5 resnet18"  # in one process, since it takes seconds to start
+DEFAULT = "lenet5 shufflenet_v2_x0_5"  # in one process, since it takes seconds to start
 OTHERS = [name for name in zoo.list_models() if name not in DEFAULT.split()]
 
 

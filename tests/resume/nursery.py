@@ -12,10 +12,13 @@ import csv
 import functools
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -41,26 +44,30 @@ def photos():
     return images, labels
 
 
-def body(x):
+def body(x, drop=0.1):
     """A network with everything that keeps state: convolutions, BatchNorm, dropout."""
     from dlzoo.zoo.blocks import L, conv
 
     taps = {}
     for i, width in enumerate((8, 12), start=3):
         x = conv(x, width, 3, 4, name=f"conv{i}")
+        if not drop:  # of the kind that a tail computes in another way
+            x = conv(x, width, 1, name=f"point{i}")
         x = L.BatchNormalization(momentum=0.8, name=f"norm{i}")(x)
         x = L.Activation("relu", name=f"act{i}")(x)
-        x = taps[f"C{i}"] = L.Dropout(0.1, name=f"drop{i}")(x)
+        x = taps[f"C{i}"] = L.Dropout(drop, name=f"drop{i}")(x)
     return taps
 
 
 @functools.cache
 def register() -> None:
-    """Put the network into the zoo, for this process."""
+    """Put the network into the zoo, for this process, and one that draws no random numbers."""
     from dlzoo.zoo import registry
 
-    add = registry.family("tiny", body, paper="arXiv:1502.03167", year=2015)
-    add("tiny", params=0, gmacs=0.0, size=SIZE, min_size=8, taps={"C3": 8, "C4": 12})
+    for name, drop in (("tiny", 0.1), ("steady", 0.0)):
+        made = functools.partial(body, drop=drop)
+        add = registry.family(name, made, paper="arXiv:1502.03167", year=2015)
+        add(name, params=0, gmacs=0.0, size=SIZE, min_size=8, taps={"C3": 8, "C4": 12})
 
 
 def finetune(out: Path, **settings):
@@ -106,8 +113,8 @@ def at_step(n: int, act=die) -> None:
 # -- processes
 
 
-def _child(out: Path, prepare, settings: dict, home: Path) -> None:
-    os.environ["DLZOO_HOME"] = str(home)
+def _child(out: Path, prepare, settings: dict, home: Path, env: dict) -> None:
+    os.environ |= {"DLZOO_HOME": str(home), **env}
     with (out / "child.txt").open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -152,12 +159,39 @@ def run(out: Path, *prepare, home: Path | None = None, wait: float = 120, **sett
     return process.exitcode
 
 
-def start(out: Path, *prepare, home: Path | None = None, **settings):
+def start(out: Path, *prepare, home: Path | None = None, env: dict | None = None, **settings):
     """Start a child and return its process."""
     out.mkdir(parents=True, exist_ok=True)
-    process = server().Process(target=_child, args=(out, prepare, settings, home or out / "home"))
+    arguments = (out, prepare, settings, home or out / "home", env or {})
+    process = server().Process(target=_child, args=arguments)
     process.start()
     return process
+
+
+def together(out: Path, count: int, prepare: dict | None = None, wait: float = 180, **settings):
+    """Run children as the workers of one job; return their exit codes by rank.
+
+    Args:
+        prepare: what is called first, by rank.
+    """
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        addresses = [f"localhost:{each.getsockname()[1]}" for each in sockets]
+    children = []
+    for rank in range(count):
+        task = {"type": "worker", "index": rank}
+        env = {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
+        children.append(start(out, *(prepare or {}).get(rank, ()), env=env, **settings))
+    until = time.monotonic() + wait
+    for child in children:
+        child.join(max(0.0, until - time.monotonic()))
+    if any(child.is_alive() for child in children):
+        for child in children:
+            child.kill()
+        raise TimeoutError(said(out))
+    return [child.exitcode for child in children]
 
 
 def said(out: Path) -> str:

@@ -292,3 +292,18 @@ def test_an_incomplete_state_is_refused_and_changes_nothing():
     with pytest.raises(ResumeError, match=r"resume.callback-state.*lacks wait"):
         stop.load_state_dict({"stage": "top", "best": 1.0, "stopped": False})
     assert (stop.stage, stop.best) == ("", None)
+
+
+def test_of_two_epochs_with_one_accuracy_the_lower_loss_is_better():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    best = BestModel(model, monitor="val_acc")
+    rows = [(0.9, 0.5), (0.9, 0.4), (0.9, 0.45), (0.8, 0.1), (0.95, 0.9)]
+    kept = []
+    for acc, loss in rows:
+        best.epoch_done(0, {"val_acc": acc, "val_loss": loss})
+        kept.append(best.epoch)
+    assert kept == [1, 2, 2, 2, 5]
+    again = BestModel(model, monitor="val_acc")
+    again.load_state_dict(best.state_dict())
+    again.epoch_done(0, {"val_acc": 0.95, "val_loss": 0.8})
+    assert again.improved

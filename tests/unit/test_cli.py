@@ -39,11 +39,11 @@ class FakeRun:
     def summary(self):
         return "DONE test top-1 90.0 %"
 
-    def evaluate(self, split="test", data=None):
+    def evaluate(self, split="test", data=None, tta=False):
         ci, counts = [0.8, 0.95], {"correct": 9, "n": 10}
         return {"accuracy": 0.9, "accuracy_ci": ci, "macro_f1": 0.875, **counts, "split": split}
 
-    def predict_stream(self, paths, topk, explain=None):
+    def predict_stream(self, paths, topk, explain=None, tta=False):
         for path in paths:
             picture = f"{explain}/{path}.png" if explain else None
             bad = "bad" in path

@@ -178,6 +178,7 @@ for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
 """
 
 
+@pytest.mark.full
 def test_two_replicas_train_as_one():
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(

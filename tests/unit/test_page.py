@@ -219,7 +219,12 @@ def arrays(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "test_split"), [("binary", 0.0), ("multilabel", 0.2), ("multiclass", 0.3)]
+    ("kind", "test_split"),
+    [
+        ("binary", 0.0),
+        ("multilabel", 0.2),
+        pytest.param("multiclass", 0.3, marks=pytest.mark.full),
+    ],
 )
 def test_every_kind_of_task_has_a_report(tmp_path, kind, test_split):
     x, y, classes = arrays(kind)

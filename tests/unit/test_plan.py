@@ -5,7 +5,16 @@ import tomllib
 import pytest
 import tomli_w
 from dlzoo.errors import UsageError
-from dlzoo.transfer.plan import PRESETS, Plan, Stage, image_size, make_plan, parse_stages
+from dlzoo.transfer.plan import (
+    NO_NORM,
+    PRESETS,
+    SCALE,
+    Plan,
+    Stage,
+    image_size,
+    make_plan,
+    parse_stages,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,7 +85,7 @@ def test_epochs_are_shared_out_whole(epochs, name):
 
 def test_fewer_epochs_than_stages_are_refused():
     with pytest.raises(UsageError, match=r"plan\.epochs"):
-        make_plan("best", epochs=2, overrides={})
+        make_plan("best", epochs=1, overrides={})
 
 
 @given(st.integers(1, 4000), st.integers(32, 80))
@@ -89,6 +98,19 @@ def test_small_images_are_not_blown_up_to_the_full_size():
     assert image_size(224, 0, 8, 32) == 96
     assert image_size(224, 0, 100, 32) == 160
     assert image_size(224, 0, 240, 32) == 224
+    assert image_size(224, 0, 240, 32, SCALE["best"]) == 288
+    assert image_size(224, 0, 100, 32, SCALE["best"]) == 160
+
+
+def test_networks_without_batchnorm_go_slower_in_every_deep_stage():
+    """Also in stages that the preset does not have; what is said in full stays as it is."""
+    with_norm = make_plan("fast", stages="head,C5,all", overrides={})
+    without = make_plan("fast", stages="head,C5,all", norm=False, overrides={})
+    ratios = [b.lr / a.lr for a, b in zip(with_norm.stages, without.stages, strict=True)]
+    assert ratios == pytest.approx([1, NO_NORM, NO_NORM])
+    table = [{"name": "x", "unfreeze": "all", "lr": 0.5}]
+    assert make_plan("fast", stages=table, norm=False, overrides={}).stages[0].lr == 0.5
+    assert make_plan("best", norm=False, overrides={"lr": 0.2}).stages[1].lr == 0.2
     assert image_size(224, 288, 240, 32) == 288
     assert image_size(28, 0, 200, 16) == 28
 
@@ -100,3 +122,15 @@ def test_a_plan_is_fitted_to_a_network_without_a_map_of_stride_32():
     assert fitted.taps == ("C3", "C4")
     assert [stage.unfreeze for stage in fitted.stages] == ["head", "C4"]
     assert plan.fitted([]) == plan
+
+
+def test_few_images_are_seen_in_more_epochs():
+    """As many steps as with thousands of images; neither the head nor a large data set changes."""
+    plan = make_plan("balanced", overrides={})
+    epochs = {n: [s.epochs for s in plan.for_images(n).stages] for n in (20, 1650, 2933, 90000)}
+    assert epochs == {20: [1, 30], 1650: [1, 9], 2933: [1, 5], 90000: [1, 5]}
+
+
+def test_a_head_takes_c3_only_where_it_trains_alone():
+    taps = {s: make_plan("fast", stages=s, overrides={}).taps for s in ("auto", "head", "head,C5")}
+    assert taps == {"auto": ("C3", "C4", "C5"), "head": ("C3", "C4", "C5"), "head,C5": ("C4", "C5")}

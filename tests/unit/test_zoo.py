@@ -83,6 +83,18 @@ def test_list_models_takes_wildcards_and_lists():
     assert zoo.list_models(family="resnet")[:2] == ["resnet18", "resnet26_v1_5"]
 
 
+def test_a_family_that_is_not_there_is_no_empty_list():
+    with pytest.raises(UsageError, match=r"model\.family.*mobilnet.*did you mean 'mobilenet"):
+        zoo.list_models(family="mobilnet_v2")
+    assert zoo.list_models(family="mobile*") and zoo.list_models("nothing*") == []
+
+
+def test_maps_are_not_pooled():
+    for options in ({"pool": "avg"}, {"taps": ["C5"]}):
+        with pytest.raises(UsageError, match=r"model\.option.*nothing to pool"):
+            zoo.create_model("resnet18", features_only=True, **options)
+
+
 def test_list_models_filters():
     assert zoo.list_models(family=["mlp", "lenet5"], pretrained=False) == ["lenet5", "mlp"]
     lite = {"family": "efficientnet_lite"}
@@ -245,10 +257,16 @@ def test_a_file_of_a_larger_model_is_refused(tmp_path):
     assert caught.value.id == "model.weights-mismatch"
 
 
+LARGE = [("resnet50", 1000), ("resnet50", 0), ("densenet121", 0)]
+
+
 @pytest.mark.parametrize("file", ["mine.weights.h5", "mine.keras"])
 @pytest.mark.parametrize(
     ("name", "classes"),
-    [("mobilenet_v2", 1000), ("resnet50", 1000), ("resnet50", 0), ("densenet121", 0)],
+    [
+        ("mobilenet_v2", 1000),
+        *(pytest.param(*each, marks=pytest.mark.full) for each in LARGE),
+    ],
 )
 def test_weights_saved_from_a_model_come_back(name, classes, file, tmp_path):
     options = {"num_classes": classes, "input_shape": 32}

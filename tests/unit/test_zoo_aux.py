@@ -26,6 +26,7 @@ def test_they_are_there_when_asked_for(name):
     assert not any(layer.name.startswith("aux") for layer in usual.layers)
 
 
+@pytest.mark.full
 def test_training_moves_them():
     model = zoo.create_model("googlenet", aux=True, num_classes=3, input_shape=64)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
