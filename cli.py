@@ -70,7 +70,7 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
         raise UsageError(
             "usage",
             "no data given",
-            fix="--data DIR (a folder of classes), FILE.csv, digits, fashion-mnist, flowers or tfds:NAME",
+            fix="--data DIR (a folder of classes), FILE.csv, digits, flowers or tfds:NAME",
         )
     console.setup(quiet=config.quiet, log_format=config.log_format)
     if config.verbose:

@@ -113,7 +113,10 @@ class FinetuneConfig(BaseModel):
     )
 
     data: PathText | None = setting(
-        None, "labelled photos", "digits|flowers|fashion-mnist|DIR|CSV|tfds:NAME", examples=["flowers"]
+        None,
+        "labelled photos",
+        "digits|flowers|fashion-mnist|DIR|CSV|tfds:NAME",
+        examples=["flowers"],
     )
     task: Literal["auto", "binary", "multiclass", "multilabel"] = setting(
         "auto", "what the labels mean"

@@ -1,4 +1,4 @@
-"""What the examples of the course share: options that also work in a notebook, data, a compiled net."""
+"""What the examples of the course share: options also for a notebook, data, a compiled net."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Images and labels in the IDX format of MNIST, such as those of Fashion-MNIST.
 
-A file is two zero bytes, the type of its numbers, the number of its axes, the length of each axis as
-a big-endian 32-bit number, then the numbers (http://yann.lecun.com/exdb/mnist). Four files, packed
-with gzip, are a data set.
+A file is two zero bytes, the type of its numbers, the number of its axes, the length of each axis
+as a big-endian 32-bit number, then the numbers (http://yann.lecun.com/exdb/mnist). Four files,
+packed with gzip, are a data set.
 """
 
 from __future__ import annotations

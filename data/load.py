@@ -67,8 +67,8 @@ def load_data(
             `data.one-class`, `data.class-too-small`, `data.class-name-clash`, `data.class-name`,
             `data.unknown-class`, `data.too-many-bad`, `data.duplicates`, `data.split`,
             `data.split-file`, `data.csv`, `data.labels`, `data.range`, `data.task`,
-            `data.unsafe-archive`, `data.idx`, `data.offline`; the message says what to do, and `problems`
-            what was found odd before.
+            `data.unsafe-archive`, `data.idx`, `data.offline`; the message says what to do, and
+            `problems` what was found odd before.
         UsageError: an argument that makes no sense.
     """
     _check_arguments(task, val_split, test_split, on_bad_image, max_bad, max_pixels)
@@ -139,8 +139,9 @@ def _open(source: Any, classes: Sequence[str] | None) -> Source:
         if source == "flowers":
             return read_tfds("tf_flowers", "flowers")
         if source == "fashion-mnist":
-            folder = fashion_folder()
-            return read_idx(folder, source, FASHION) if folder else read_tfds("fashion_mnist", source)
+            if folder := fashion_folder():
+                return read_idx(folder, source, FASHION)
+            return read_tfds("fashion_mnist", source)
         if source.startswith("tfds:"):
             return read_tfds(source.removeprefix("tfds:"))
     if not isinstance(source, str | os.PathLike):

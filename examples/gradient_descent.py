@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Gradient descent: plain, momentum, Nesterov
-# A net so small that its loss can be drawn: one weight and one bias, which tell a handwritten 3 from
-# an 8 by how much ink the left half of the image holds. More bias does nearly what more weight does,
-# so the loss is a long, narrow valley, and the gradient points across it rather than along it.
-# Momentum adds up what the gradients have in common and goes several times as far, swinging.
+# A net so small that its loss can be drawn: one weight and one bias, which tell a handwritten 3
+# from an 8 by how much ink the left half of the image holds. More bias does nearly what more weight
+# does, so the loss is a long, narrow valley, and the gradient points across it rather than along
+# it. Momentum adds up what the gradients have in common and goes several times as far, swinging.
 # Nesterov's takes the gradient ahead of the step, which damps the swinging.
 
 # %%

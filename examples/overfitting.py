@@ -22,6 +22,7 @@ print(data)
 # %% [markdown]
 # `fit` trains one net and returns its history and its probabilities on the test photos.
 
+
 # %%
 def fit(seed, *, augment=None, callbacks=(), dropout=0.0, **penalty):
     keras.utils.set_random_seed(seed)
@@ -34,9 +35,7 @@ def fit(seed, *, augment=None, callbacks=(), dropout=0.0, **penalty):
                        epochs=epochs)  # fmt: skip
         grey = seen.map(lambda image, *rest: (keras.ops.mean(image, -1, keepdims=True), *rest))
         given = {"x": grey, "steps_per_epoch": steps}
-    net.fit(
-        **given, validation_data=val, epochs=epochs, callbacks=[history, *callbacks], verbose=0
-    )
+    net.fit(**given, validation_data=val, epochs=epochs, callbacks=[history, *callbacks], verbose=0)
     return history.rows, keras.ops.softmax(net(test[0])).numpy()
 
 

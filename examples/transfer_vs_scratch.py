@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Transfer against training from scratch
-# The same network, photos, order and recipe, twice: once from weights trained on ImageNet, once from
-# random ones. What transfer may bring: a higher start, a higher slope, a higher asymptote.
+# The same network, photos, order and recipe, twice: once from weights trained on ImageNet, once
+# from random ones. What transfer may bring: a higher start, a higher slope, a higher asymptote.
 
 # %%
 import dlzoo

@@ -32,12 +32,13 @@ console.table(
 for name in ("alexnet", "vgg16", "resnet50", "efficientnet_b0"):
     last = [row for row in anatomy.layers(dlzoo.create_model(name)) if row.tap][-1]
     size = dlzoo.info(name)["size"]
-    print(f"{name}: {last.shape[0]} x {last.shape[1]} numbers, each sees {last.field[0]} px of {size}")
+    side = f"{last.shape[0]} x {last.shape[1]}"
+    print(f"{name}: {side} numbers, each sees {last.field[0]} px of {size}")
 
 # %% [markdown]
-# Is that true? The gradient of one number in the middle of a map tells which pixels it depends on.
-# It fills the box and never leaves it; and most of it lies in the middle, so the part that counts is
-# smaller than the box.
+# Is that true? The gradient of one number in the middle of a map tells which pixels it depends
+# on. It fills the box and never leaves it; and most of it lies in the middle, so the part that
+# counts is smaller than the box.
 
 # %%
 size, taps = 224, ("C1", "C2", "C3", "C4")

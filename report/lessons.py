@@ -58,7 +58,7 @@ def spread(values: Mapping[str, Sequence[float]], path: Path | str, *, x: str) -
     """
     figure = new_figure(7, 1.0 + 0.42 * len(values))
     axis = figure.subplots()
-    for row, (name, found) in enumerate(values.items()):
+    for row, found in enumerate(values.values()):
         colour = BLUE if row else ORANGE
         axis.hlines(row, min(found), max(found), color=colour, linewidth=5, alpha=0.25)
         axis.plot(found, [row] * len(found), ".", color=colour, ms=5, alpha=0.6)
@@ -163,9 +163,7 @@ def _animate(figure: Any, axis: Any, drawn: Sequence[Any], path: Path) -> None:
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(64))
     times = [100] * (len(frames) - 1) + [1500]  # milliseconds
     with files.replacing(path, "wb") as file:
-        frames[0].save(
-            file, "gif", save_all=True, append_images=frames[1:], duration=times, loop=0
-        )
+        frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=times, loop=0)
 
 
 def models(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
