@@ -24,9 +24,9 @@ def net(depth: int, activation: str, residual: bool = False) -> keras.Model:
     start = "he_normal" if activation == "relu" else "glorot_uniform"
     image = keras.Input((28, 28, 1))
     x = layers.Flatten()(layers.Rescaling(1 / 255)(image))
-    x = layers.Dense(64, name="layer 0")(x)
+    x = layers.Dense(64, name="layer_0")(x)
     for i in range(1, depth + 1):
-        y = layers.Dense(64, activation, kernel_initializer=start, name=f"layer {i}")(x)
+        y = layers.Dense(64, activation, kernel_initializer=start, name=f"layer_{i}")(x)
         x = layers.Add()([x, y]) if residual else y
     return keras.Model(image, layers.Dense(len(data.classes), name="logits")(x))
 
@@ -37,7 +37,7 @@ for title, arguments in {
     "2 layers of sigmoids": (2, "sigmoid"),
     "12 layers of sigmoids": (12, "sigmoid"),
     "12 layers of ReLU": (12, "relu"),
-    "12 layers of sigmoids, residual links": (12, "sigmoid", True),
+    "12 sigmoids, residual links": (12, "sigmoid", True),
 }.items():
     keras.utils.set_random_seed(0)
     model, watch = course.compiled(net(*arguments), "sgd", lr=0.05), GradientWatch(every=5)
@@ -46,7 +46,7 @@ for title, arguments in {
         images, labels, validation_data=val, epochs=epochs, callbacks=[watch], verbose=0
     ).history
     watched[f"{title}: {history['val_acc'][-1]:.0%} right"] = watch.rows
-    first, last = (watch.rows[0][name] for name in ("layer 1", "logits"))
+    first, last = (watch.rows[0][name] for name in ("layer_1", "logits"))
     print(f"{title}: {history['val_acc'][-1]:.1%} right after {epochs} epochs; at the start the "
           f"gradient of layer 1 is {first / last:.0e} of that of the last layer")  # fmt: skip
 

@@ -205,8 +205,11 @@ def _name_dots(figure: Any, axis: Any, rows: Sequence[Mapping[str, Any]]) -> Non
     inside, taken = axis.get_window_extent(renderer), []
     for row in rows:
         off = math.sqrt(row["params"] / 2.5e5 / math.pi) + 2
-        places = ((0, off, "center", "bottom"), (off, 0, "left", "center"),
-                  (0, -off, "center", "top"), (-off, 0, "right", "center"))  # fmt: skip
+        places = (
+            (0, off, "center", "bottom"), (off, 0, "left", "center"), (0, -off, "center", "top"),
+            (-off, 0, "right", "center"), (off, off, "left", "bottom"), (off, -off, "left", "top"),
+            (-off, off, "right", "bottom"), (-off, -off, "right", "top"),
+        )  # fmt: skip
         tried = []
         for x, y, across, up in places:
             name = axis.annotate(
