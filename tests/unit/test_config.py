@@ -185,7 +185,7 @@ def test_the_template_explains_every_setting_and_holds_the_defaults(toml):
     assert resolve(config_file=toml(tomli_w.dumps(values))).config == FinetuneConfig(
         data="flowers", split_file="split.csv", fail_under=0.9, time=600, teacher="runs/best-1"
     )
-    of_a_call = {"name", "report", "resume", "dry_run", "offline", "quiet", "verbose"}
+    of_a_call = {"name", "report", "resume", "dry_run", "offline", "quiet", "verbose", "log_format"}
     assert set(FIELDS) - set(values) == of_a_call
 
 
