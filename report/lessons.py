@@ -202,7 +202,7 @@ def _name_dots(figure: Any, axis: Any, rows: Sequence[Mapping[str, Any]]) -> Non
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the places are those of this layout
-    inside, taken = axis.get_window_extent(renderer), []
+    inside, taken = axis.get_window_extent(renderer), list[Any]()
     for row in rows:
         off = math.sqrt(row["params"] / 2.5e5 / math.pi) + 2
         places = (
@@ -210,7 +210,7 @@ def _name_dots(figure: Any, axis: Any, rows: Sequence[Mapping[str, Any]]) -> Non
             (-off, 0, "right", "center"), (off, off, "left", "bottom"), (off, -off, "left", "top"),
             (-off, off, "right", "bottom"), (-off, -off, "right", "top"),
         )  # fmt: skip
-        tried = []
+        tried: list[tuple[int, int, Any, Any]] = []
         for x, y, across, up in places:
             name = axis.annotate(
                 shortened(row["name"], 24), (row["gmacs"], row["top1"]), xytext=(x, y),
