@@ -90,7 +90,7 @@ def test_a_page_of_the_guide_can_be_followed(page, tmp_path):
     for number, name in enumerate(("daisy", "rose", "tulip")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(24):
-            image = rng.integers(0, 130, (64, 72, 3), np.uint8)
+            image = rng.integers(60, 90, (64, 72, 3), np.uint8)
             image[..., number] += 110
             Image.fromarray(image).save(tmp_path / "photos" / name / f"{i}.jpg")
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
