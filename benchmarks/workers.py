@@ -31,7 +31,7 @@ import h5py
 import numpy as np
 
 SETTINGS = [
-    "--stages", "head:12,C5:6,all:2", "--batch", "32", "--size", "96", "--patience", "2",
+    "--batch", "32", "--size", "96", "--patience", "2",
     "--augment", "light", "--seed", "0", "--no-report", "--name", "run",
 ]  # fmt: skip
 SPLIT = """
@@ -106,14 +106,15 @@ def main() -> None:
     parser.add_argument("flowers", type=Path, help="a folder with one folder for each class")
     parser.add_argument("--photos", type=int, default=256)
     parser.add_argument("--optimizer", default="momentum")
-    parser.add_argument("--lr", default="2e-4")
+    parser.add_argument("--lr", default="1e-3")
+    parser.add_argument("--stages", default="head:12,C5:6,all:1")
     parser.add_argument("--keep", action="store_true", help="the runs, and say where")
     parser.add_argument("--dropout", action="store_true", help="0.3 in place of none")
     asked = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="dlzoo-workers-"))
     photos = some(asked.flowers, asked.photos, base / "photos")
     settings = [*SETTINGS, "--optimizer", asked.optimizer, "--lr", asked.lr, "--data", str(photos)]
-    settings += ["--dropout", "0.3" if asked.dropout else "0"]
+    settings += ["--stages", asked.stages, "--dropout", "0.3" if asked.dropout else "0"]
     first = None
     for name, (strategy, processors, way) in WAYS.items():
         out = base / name.replace(" ", "-")

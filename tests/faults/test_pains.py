@@ -177,6 +177,7 @@ def test_pain_40_the_device_is_told_and_a_missing_gpu_is_an_error(odd_run, tmp_p
     assert "TensorFlow sees 0 GPUs" in told
 
 
+@pytest.mark.full
 def test_pain_44_a_collapsed_network_is_stopped_and_told_what_to_change(data, raises):
     """A VGG that answers 1/n for everything: loss ln(n), epoch after epoch."""
     stage = Stage("all", "all", epochs=9, lr=1e-9, optimizer="sgd", schedule="constant")
@@ -187,6 +188,7 @@ def test_pain_44_a_collapsed_network_is_stopped_and_told_what_to_change(data, ra
     assert len(rows) == 2 and "--lr" in caught.value.hint  # of the third, only the error is told
 
 
+@pytest.mark.full
 def test_pain_49_the_same_seed_gives_the_same_weights(odd_run, again):
     """Two processes with --deterministic: bits, predictions and curves are equal."""
     first, second = (load_run(run.path) for run in (odd_run, again))

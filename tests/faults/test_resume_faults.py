@@ -87,6 +87,7 @@ def test_fault_27_a_loss_that_is_no_number_stops_with_the_names_of_the_images(tm
     assert load_run(path).status == "failed"
 
 
+@pytest.mark.full
 def test_fault_27_a_loss_that_stays_at_chance_stops(tmp_path, raises):
     rng = np.random.default_rng(1)
     data = rng.integers(127, 129, (60, 32, 32, 3), "uint8"), np.arange(60) % 3
@@ -154,6 +155,7 @@ def test_fault_16_changed_data_is_counted(tmp_path, interrupted, raises):
     assert caught.value.message.startswith("+1 -1: ") and files(tmp_path / "run") == before
 
 
+@pytest.mark.full
 def test_fault_35_changed_settings_are_named(tmp_path, interrupted, raises):
     before = files(tmp_path / "run")
     with raises("resume.config-changed", 7) as caught:
@@ -161,6 +163,7 @@ def test_fault_35_changed_settings_are_named(tmp_path, interrupted, raises):
     assert caught.value.message == "lr auto -> 0.01" and files(tmp_path / "run") == before
 
 
+@pytest.mark.full
 def test_fault_36_other_versions_go_on_and_say_so(tmp_path, interrupted, seen):
     path = tmp_path / "run" / "run.json"
     about = json.loads(path.read_text())

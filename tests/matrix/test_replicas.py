@@ -14,6 +14,7 @@ DEFAULT = "lenet5 shufflenet_v2_x0_5"  # in one process, since it takes seconds 
 OTHERS = [name for name in zoo.list_models() if name not in DEFAULT.split()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("names", rows([DEFAULT, *OTHERS], [DEFAULT]))
 def test_pain_10_two_replicas_train_as_one_device(names):
     program = Path(__file__).with_name("replicas.py")

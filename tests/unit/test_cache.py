@@ -175,6 +175,7 @@ def test_a_kill_in_the_middle_keeps_what_was_done(model, data, home):
     assert not list(home.glob("activations/*/.*.part"))
 
 
+@pytest.mark.full
 def test_two_processes_share_one_pass(model, data, home):
     child = multiprocessing.get_context("spawn").Process(target=_fill, args=(home, 0.1))
     child.start()

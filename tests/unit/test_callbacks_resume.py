@@ -93,6 +93,7 @@ def test_a_fit_goes_on_in_the_middle_of_an_epoch(whole, tmp_path, step):
         assert values == whole_history[name][-len(values) :], name
 
 
+@pytest.mark.full
 def test_several_steps_in_one_execution(tmp_path):
     whole = build(steps_per_execution=2)
     fit(whole, tmp_path / "whole")

@@ -49,6 +49,7 @@ def teacher(tmp_path_factory):
     return data, finetune("lenet5", data, out=out, epochs=2, **SMALL)
 
 
+@pytest.mark.full
 def test_a_student_comes_near_its_teacher(teacher, tmp_path):
     """Nearer than a twin that was not taught; the answers were asked for once."""
     data, run = teacher

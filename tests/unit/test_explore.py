@@ -55,6 +55,7 @@ def computed(monkeypatch):
     return seen
 
 
+@pytest.mark.full
 def test_the_first_stage_with_a_rate_is_tried_on_the_cache(data, computed):
     """`balanced` trains C5 after the head: on activations of C4, computed once."""
     found = dlzoo.lr_find(LITE, data, steps=40, batch=12, **SMALL)
@@ -70,6 +71,7 @@ def test_the_first_stage_with_a_rate_is_tried_on_the_cache(data, computed):
     assert again["rows"] == found["rows"]
 
 
+@pytest.mark.full
 def test_a_head_that_is_fitted_without_a_rate_is_tried_by_steps(data):
     found = dlzoo.lr_find(LITE, data, preset="fast", steps=30, **SMALL)
     assert (found["stage"], found["cut"], found["preset"]) == ("head", "features", None)

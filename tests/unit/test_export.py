@@ -403,6 +403,7 @@ def test_pain_26_nothing_random_and_no_python_is_in_the_graph(exported):
     assert sum(node.op == "Conv2D" for f in library for node in f.node_def) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("outputs", "task"), [(1, "binary"), (3, "multilabel")])
 def test_other_tasks(tmp_path, images, outputs, task):
     other = network(outputs, task)

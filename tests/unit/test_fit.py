@@ -67,6 +67,7 @@ def test_pain_05_06_a_stage_moves_what_it_unfreezes_and_nothing_else(data, use_c
     assert changed == paths(groups["C5"] + groups["head"]) - still
 
 
+@pytest.mark.full
 def test_batchnorm_trains_when_asked(data):
     model = build(pool="avg")
     before = values(model)
@@ -96,6 +97,7 @@ def test_the_frozen_part_ends_where_training_begins(start, at):
         assert not split.bottom.trainable_weights
 
 
+@pytest.mark.full
 def test_cached_and_live_training_agree(data):
     """With all images in one batch they differ by the rounding of activations alone."""
     options = {"batch": 64, "schedule": "constant", "optimizer": "sgd", "lr": 0.01}
@@ -164,6 +166,7 @@ def test_mixup_trains(data, use_cache):
     assert np.isfinite(outcome.rows[0]["loss"])
 
 
+@pytest.mark.full
 def test_the_faster_way_is_taken_and_told(data, monkeypatch):
     """Frozen layers are computed once, unless that is estimated to take longer."""
     for engine, way in ((1e9, "cached"), (1e-9, "live")):
@@ -199,6 +202,7 @@ def test_a_head_with_a_penalty_of_the_users_is_trained_by_steps(data):
     assert len(outcome.rows) > 1
 
 
+@pytest.mark.full
 def test_a_rehearsal_leaves_the_model_as_it_was(data):
     model = build(pool="avg")
     before = values(model)

@@ -218,6 +218,7 @@ def arrays(kind):
     return x, y, [f"class {i}" for i in range(classes)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kind", "test_split"),
     [
@@ -247,6 +248,7 @@ def test_every_kind_of_task_has_a_report(tmp_path, kind, test_split):
     assert "made from data in memory" in Page(load_run(made.path).report()).text
 
 
+@pytest.mark.full
 def test_a_refused_export_is_in_the_report(tmp_path, monkeypatch):
     x, y, _ = arrays("binary")
 

@@ -134,6 +134,7 @@ print(answer["label"].numpy()[0].decode(), float(answer["probabilities"].numpy()
         run.export("tflight")
 
 
+@pytest.mark.full
 def test_exports_of_a_run_go_together(run):
     """One refused is no reason to leave the others out, and its error comes all the same."""
     done = run.export("keras", "tflite", quantize="int8", max_drop=50)
@@ -215,6 +216,7 @@ def test_pain_35_a_file_put_where_the_error_said_is_used(photos, tmp_path, monke
     assert run.metrics["test"]["n"] == 6
 
 
+@pytest.mark.full
 def test_a_network_is_trained_from_scratch(photos, tmp_path):
     """--weights none, with a net that has no pretrained weights and keeps its own head."""
     settings = {**FAST, "size": "auto", "epochs": 3, "weights": "none"}
@@ -234,6 +236,7 @@ def test_what_is_wrong_with_the_model_is_said_before_a_run_is_made(photos, tmp_p
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 def test_arrays_and_two_classes(tmp_path):
     """A binary task has one logit; data in memory cannot be had again from the run alone."""
     rng = np.random.default_rng(0)

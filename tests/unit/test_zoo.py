@@ -295,6 +295,7 @@ def test_from_scratch_an_image_leaves_its_mark():
         assert 1e-2 < np.abs(logits[0] - logits[1]).max() < 1e2, name
 
 
+@pytest.mark.full
 def test_grouped_convolutions_train_without_onednn():
     """TensorFlow's own kernel has no gradient there: dlzoo goes back group by group."""
     code = (

@@ -114,6 +114,7 @@ def test_options_are_kept_with_a_model_so_that_it_can_be_built_again():
     assert [la.get_config() for la in again.layers] == [la.get_config() for la in first.layers]
 
 
+@pytest.mark.full
 def test_grouped_convolutions_are_computed_as_keras_does(tmp_path):
     model = zoo.create_model("resnext50_32x4d", **SMALL)
     rw.fill(model)
