@@ -27,7 +27,7 @@ demo: $(VENV)/.ready
 	$(BIN)/dlzoo finetune --data digits --fail-under 0.95
 
 test: lint types
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not full and not long"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not full and not long"
 
 test-resume: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n $(JOBS) tests/resume tests/distributed
