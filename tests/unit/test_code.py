@@ -54,6 +54,7 @@ def run(folder, tmp_path_factory):
     return finetune("lenet5", folder, test_split=0.2, **asked)
 
 
+@pytest.mark.full
 def test_a_net_from_scratch_is_trained_again(run, tmp_path, monkeypatch, capsys):
     accuracy, model = execute(run, tmp_path, monkeypatch, capsys)
     assert run.metrics["test"]["accuracy"] == accuracy == 1.0

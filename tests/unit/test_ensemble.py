@@ -142,6 +142,7 @@ def test_runs_of_other_photos_or_none_are_refused(run, photos, tmp_path):
         finetune(data=photos, ensemble=2, preset="fast", out=str(tmp_path), quiet=True)
 
 
+@pytest.mark.full
 def test_a_soup_takes_in_only_what_makes_it_better(run):
     """Weights of a good member, of its copy with a little noise, and of one that knows nothing."""
     good = run.metrics["ensemble"]["members"][0]["run"]

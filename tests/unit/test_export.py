@@ -418,6 +418,7 @@ def test_other_tasks(tmp_path, images, outputs, task):
     assert ("label" in answer) == (task == "binary")
 
 
+@pytest.mark.full
 def test_pain_28_a_mixed_precision_model_is_exported_in_float32(tmp_path, images):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")

@@ -195,6 +195,7 @@ def test_longer_plans_are_estimated_to_take_longer(data):
     assert seconds == sorted(seconds) and len(set(seconds)) == 4
 
 
+@pytest.mark.full
 def test_a_head_with_a_penalty_of_the_users_is_trained_by_steps(data):
     model = build(pool="avg")
     plan = Plan((HEAD,), l1=1e-4)

@@ -168,6 +168,7 @@ def test_noise_is_no_fall():
     assert error.value.id == "train.no-rate"
 
 
+@pytest.mark.full
 def test_rows_and_file_agree(tmp_path):
     finder = LRFinder(steps=12, path=tmp_path / "rates.csv")
     find(make(), finder)
