@@ -82,9 +82,8 @@ def test_dropout_is_of_another_draw_and_learns_as_well(tmp_path):
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], abs=0.35)
 
 
-@pytest.mark.parametrize(
-    ("victim", "then"), [(1, 2), pytest.param(0, 1, marks=long), pytest.param(1, 3, marks=long)]
-)
+@pytest.mark.parametrize(("victim", "then"), [(1, 2), (0, 1), (1, 3)])
+@long
 def test_fault_38_t8_a_lost_worker(tmp_path, seen, victim, then):
     """The others end within a minute; all, fewer or more go on to the same end."""
     dying = {victim: [partial(nursery.at_step, 15)]}  # the last checkpoint was after step 13
@@ -129,7 +128,6 @@ def other_photos() -> None:
     nursery.photos = photos
 
 
-@long
 def test_workers_with_other_photos_are_refused(tmp_path):
     codes = together(tmp_path, 2, {1: [other_photos]}, **STEADY)
     assert codes == [3, 3]

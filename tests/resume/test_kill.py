@@ -201,6 +201,7 @@ def test_fault_32_t6_a_full_disk_keeps_the_last_good_checkpoint(whole, tmp_path,
 SIGNALS = [("SIGTERM", 1), ("SIGINT", 1), ("SIGINT", 2), ("SIGHUP", 1)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "times", "step"),
     [

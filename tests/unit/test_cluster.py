@@ -171,6 +171,7 @@ def test_the_first_worker_is_heard_and_what_all_say_alike_is_said_once(capfd):
     assert said.err.count("typo") == 1
 
 
+@pytest.mark.full
 def test_what_another_worker_fails_of_is_told(capfd, monkeypatch):
     """On another machine a variable of the environment may be another one."""
     from dlzoo import launch as module

@@ -158,6 +158,7 @@ def test_a_head_is_fitted_to_convergence(data):
     assert float(loss) == pytest.approx(outcome.best["value"], rel=2e-2, abs=1e-3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_mixup_trains(data, use_cache):
     model = build(pool="avg")

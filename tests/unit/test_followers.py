@@ -174,6 +174,7 @@ def lines_and_run(tmp_path_factory):
     return [json.loads(line) for line in told.getvalue().splitlines()], run
 
 
+@pytest.mark.full
 def test_every_line_of_a_run_is_json(lines_and_run):
     lines, run = lines_and_run
     assert all(line["event"] in ("message", "epoch", "progress") and line["time"] for line in lines)

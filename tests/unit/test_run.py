@@ -106,6 +106,7 @@ def test_worst_and_confused_images_are_named(run):
     assert run.most_confused() == []
 
 
+@pytest.mark.full
 def test_the_export_stands_alone(run, photos, tmp_path):
     figures = run.export("savedmodel")["savedmodel"]
     assert figures["passed"] and figures["max_difference"] < 1e-3
