@@ -19,6 +19,6 @@ VARIED = {"mlp", "lenet5", "resnet18", "regnet_y_200mf", "mobilenet_v3_small_075
 VARIED |= {"shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny", "efficientnet_lite0"}
 
 
-def rows(names: Iterable[str], default: Collection[str] = SMALLEST) -> list:
-    """Return the names as pytest parameters, those not in `default` marked `full`."""
+def rows(names: Iterable, default: Collection = SMALLEST) -> list:
+    """Return names or other values as pytest parameters, those not in `default` marked `full`."""
     return [pytest.param(n, marks=[] if n in default else [pytest.mark.full]) for n in names]

@@ -138,6 +138,7 @@ def test_pain_22_an_export_given_for_a_run_is_refused_with_the_path_to_use(
     assert "the run is of lenet5, not of mlp" in told and "--backbone lenet5" in told
 
 
+@pytest.mark.full
 def test_pain_39_optional_packages_are_optional():
     """With all of them hidden, `doctor` finds nothing wrong and says how to get them."""
     hidden = [name for names in EXTRAS.values() for name in names]

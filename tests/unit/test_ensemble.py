@@ -68,6 +68,7 @@ def test_the_one_model_gives_the_average_of_its_members(task, how, mirror):
     np.testing.assert_allclose(to_probabilities(made(IMAGES), task), expected, atol=2e-6)
 
 
+@pytest.mark.full
 def test_an_ensemble_is_a_run_like_any_other(run, photos):
     assert run.status == "finished" and graph.built(run.classifier.model).members == 2
     told = run.metrics["ensemble"]
