@@ -1,6 +1,6 @@
 """Compare runs of one process, two replicas and two workers on real photographs.
 
-    python benchmarks/workers.py FLOWERS [--photos 256] [--dropout]
+    python benchmarks/workers.py FLOWERS [--photos 256] [--dropout SEEDS]
 
 The same command four times: alone on two processors; alone on one, the control, which differs by
 rounding alone; with `--strategy mirrored` on two logical devices of one process; and by `dlzoo
@@ -8,10 +8,13 @@ launch --workers 2`. Each has activations of its own. Printed: the largest diffe
 stage, of the final weights and of the test probabilities, test answers that differ, the epochs of
 each stage, and seconds of wall time.
 
-Dropout is off unless asked for: each replica draws other numbers, so losses are near each other
-and not the same. Gradient descent, since Adam takes a whole step also where a gradient is nothing
-but rounding. What remains grows where an activation lies at the kink of a ReLU6: its gradient is
-there or not.
+Dropout is off unless asked for: each replica draws other numbers, so runs differ as those of
+different seeds do. With `--dropout 5` each way therefore runs with five seeds on the same split,
+for as many epochs, and what is printed is the mean and the standard deviation of the losses of
+each stage's last epoch.
+
+Gradient descent, since Adam takes a whole step also where a gradient is nothing but rounding. What
+remains grows where an activation lies at the kink of a ReLU6: its gradient is there or not.
 """
 
 from __future__ import annotations
@@ -101,6 +104,43 @@ def compare(one: Path, other: Path) -> str:
     )
 
 
+def start(out: Path, strategy: str, processors: int, way: list[str], settings: list[str]) -> Path:
+    """Run once and return the run's folder."""
+    command = [sys.executable, *way, "finetune", *settings, "--out", out, "--strategy", strategy]
+    env = os.environ | {"DLZOO_HOME": str(out.parent / f"home-{out.name}")}
+    here = sorted(os.sched_getaffinity(0))[:processors]
+    subprocess.run(
+        command, env=env, check=True, stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: os.sched_setaffinity(0, here),
+    )  # fmt: skip
+    return out / "run"
+
+
+def with_dropout(base: Path, settings: list[str], seeds: int) -> None:
+    """Print how the last losses of each way spread over seeds."""
+    photos = base / "photos"
+    paths = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*"))
+    splits = ("train",) * 8 + ("val", "test")
+    lines = [f"{path},{splits[i % 10]}" for i, path in enumerate(paths)]
+    (base / "split.csv").write_text("\n".join(["path,split", *lines]) + "\n")
+    settings = [*settings, "--patience", "99", "--split-file", str(base / "split.csv")]
+    for name, (strategy, processors, way) in WAYS.items():
+        if name == "one processor":
+            continue
+        found: dict[str, list[float]] = {}
+        for seed in range(seeds):
+            out = base / f"{name}-{seed}".replace(" ", "-")
+            run = start(out, strategy, processors, way, [*settings, "--seed", str(seed)])
+            last = {row["stage"]: row for row in rows(run, "metrics.csv")}
+            for stage, row in last.items():
+                for key in ("loss", "val_loss"):
+                    found.setdefault(f"{stage} {key}", []).append(float(row[key]))
+        told = ", ".join(
+            f"{k} {np.mean(v):.3f} +- {np.std(v, ddof=1):.3f}" for k, v in found.items()
+        )
+        print(f"{name}, {seeds} seeds: {told}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("flowers", type=Path, help="a folder with one folder for each class")
@@ -109,32 +149,21 @@ def main() -> None:
     parser.add_argument("--lr", default="1e-3")
     parser.add_argument("--stages", default="head:12,C5:6,all:1")
     parser.add_argument("--keep", action="store_true", help="the runs, and say where")
-    parser.add_argument("--dropout", action="store_true", help="0.3 in place of none")
+    parser.add_argument("--dropout", type=int, default=0, metavar="SEEDS", help="0.3, not none")
     asked = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="dlzoo-workers-"))
     photos = some(asked.flowers, asked.photos, base / "photos")
     settings = [*SETTINGS, "--optimizer", asked.optimizer, "--lr", asked.lr, "--data", str(photos)]
     settings += ["--stages", asked.stages, "--dropout", "0.3" if asked.dropout else "0"]
+    if asked.dropout:
+        with_dropout(base, settings, asked.dropout)
+        shutil.rmtree(base)
+        return
     first = None
-    for name, (strategy, processors, way) in WAYS.items():
+    for name, way in WAYS.items():
         out = base / name.replace(" ", "-")
-        command = [
-            sys.executable,
-            *way,
-            "finetune",
-            *settings,
-            "--out",
-            out,
-            "--strategy",
-            strategy,
-        ]
-        env = os.environ | {"DLZOO_HOME": str(base / f"home-{out.name}")}
-        here = sorted(os.sched_getaffinity(0))[:processors]
         began = time.perf_counter()
-        subprocess.run(
-            command, env=env, check=True, stdout=subprocess.DEVNULL,
-            preexec_fn=lambda here=here: os.sched_setaffinity(0, here),
-        )  # fmt: skip
+        start(out, *way, settings)
         took = time.perf_counter() - began
         accuracy = json.loads((out / "run" / "metrics.json").read_text())["test"]["accuracy"]
         said = compare(first, out / "run") if first else "is compared with"

@@ -41,10 +41,19 @@ def answers(name: str) -> dict:
     logits = keras.ops.convert_to_numpy(model(x, training=False))
     for layer in model.layers:  # its statistics over few numbers are ill-conditioned
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
-    model.compile(keras.optimizers.SGD(1e-3), LOSS, jit_compile=keras.backend.backend() == "jax")
+    # a bounded step: with random weights, gradients of deep models have any order of magnitude
+    step = keras.optimizers.SGD(1e-3, momentum=0.9, global_clipnorm=1.0)
+    model.compile(step, LOSS, jit_compile=keras.backend.backend() == "jax")
     loss = float(model.train_on_batch(x, np.arange(4) % 3))
     moved = keras.ops.convert_to_numpy(model(x, training=False))
-    return {"logits": logits.tolist(), "loss": loss, "moved": moved.tolist()}
+    gradients = {  # what momentum holds after one step, 64 numbers of each
+        weight.path: np.ravel(kept := keras.ops.convert_to_numpy(momentum))[
+            :: max(1, kept.size // 64)
+        ].tolist()
+        for weight, momentum in zip(model.trainable_variables, step.momentums, strict=True)
+    }
+    learnt = float(np.abs(moved - logits).max())
+    return {"logits": logits.tolist(), "loss": loss, "gradients": gradients, "learnt": learnt}
 
 
 def parallel() -> dict:
