@@ -8,7 +8,7 @@ launch --workers 2`. Each has activations of its own. Printed: the largest diffe
 stage, of the final weights and of the test probabilities, test answers that differ, the epochs of
 each stage, and seconds of wall time.
 
-Dropout is off unless asked for: each replica draws other numbers, so runs differ as those of
+Dropout is off unless asked for: replicas draw other numbers than one, so runs differ as those of
 different seeds do. With `--dropout 5` each way therefore runs with five seeds on the same split,
 for as many epochs, and what is printed is the mean and the standard deviation of the losses of
 each stage's last epoch.

@@ -46,6 +46,7 @@ from .cache import Activations, Frozen
 from .distribute import Machine
 from .freeze import Split, frozen_part, unfreeze
 from .losses import make_loss, make_metrics, regularize
+from .memory import traced_graphs_let_go
 from .optim import layer_multipliers, make_optimizer
 from .plan import HEAD, LBFGS, Plan, Stage, head_by_steps
 from .replicas import replicated, spread
@@ -379,7 +380,8 @@ class _Training:
         for _ in range(HALVINGS):
             batch = self.doing["batch"]
             try:
-                return self.fit(stage, split, batch)
+                with traced_graphs_let_go():
+                    return self.fit(stage, split, batch)
             except (tf.errors.ResourceExhaustedError, MemoryError) as error:
                 if weights is None or batch < 2:
                     raise _too_large(batch) from error

@@ -5,6 +5,7 @@ The items, and where else they are proved, stand in docs/RELIABILITY.md.
 
 import configparser
 import csv
+import gc
 import json
 import re
 import subprocess
@@ -24,6 +25,7 @@ from dlzoo.zoo import graph
 from dlzoo.zoo.spec import Preprocess
 from odd import train_odd
 from photos import folder, photo
+from tensorflow.python.framework.func_graph import FuncGraph
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,20 @@ def test_pain_40_the_device_is_told_and_a_missing_gpu_is_an_error(odd_run, tmp_p
         *("--data", folder(tmp_path / "p"), "--device", "gpu", "--out", tmp_path / "runs"),
     )
     assert "TensorFlow sees 0 GPUs" in told
+
+
+def test_pain_41_graphs_of_earlier_stages_are_let_go(data):
+    """What grew was one graph of the training step a stage, which TensorFlow kept for good."""
+
+    def graphs() -> int:
+        gc.collect()
+        return sum(isinstance(each, FuncGraph) for each in gc.get_objects())
+
+    found = []
+    depths = ("C1", "C2", "all", "C1", "C2", "all", "C1", "C2", "all", "C1")
+    stages = [Stage(f"{i}", depth, 1, optimizer="adam") for i, depth in enumerate(depths)]
+    fit("lenet5", data, stages, use_cache=False, log=lambda line: found.append(graphs()))
+    assert len(found) == len(depths) and found[-1] == found[1] > 0
 
 
 @pytest.mark.full

@@ -1,0 +1,29 @@
+"""Letting go of what TensorFlow keeps for good."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tensorflow.python.framework import ops  # the registry has no public name
+
+
+@contextmanager
+def traced_graphs_let_go() -> Iterator[None]:
+    """Let go of the graphs that were traced inside, once nothing runs them any more.
+
+    Each time that `ReplicaContext.all_reduce` (called by every optimizer of Keras) or `tf.nn.silu`
+    is traced, TensorFlow registers a gradient under a new name, for as long as the process lives;
+    its closure holds the whole graph of the training step (keras#17458). The name is asked for
+    while a gradient is traced, and never after that.
+    """
+    registered = getattr(ops.gradient_registry, "_registry", {})
+    before = set(registered)
+    try:
+        yield
+    finally:
+        for name in registered.keys() - before:
+            if name.startswith("CustomGradient-"):
+                del registered[name]
+        gc.collect()
