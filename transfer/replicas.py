@@ -6,7 +6,8 @@ axis they do not have. So layers and variables are made in the scope, the `keras
 fitted outside of it, and the results of its steps get that axis.
 
 What replicas compute together is what one alone computes of the whole batch, also where it does
-not divide: each image counts once, whatever part it is in.
+not divide: each image counts once, whatever part it is in. Random layers draw for each image on
+its own, as one alone does, but other numbers.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Replicated(keras.Model):
         variables = self.trainable_weights
         gradients: list[Any] = []
         logs: dict[str, Any] = {}
+        self._shift_seeds(1)
         for some in self._sliced(data):
             with tf.GradientTape() as tape:
                 answers, loss = self._forward(some, training=True)
@@ -54,12 +56,25 @@ class Replicated(keras.Model):
             more = tape.gradient(scaled, variables)
             gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
             logs = self._logs(some, answers, loss)
+        self._shift_seeds(-1)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return logs
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Measure a batch."""
         return self._logs(data, *self._forward(data, training=False))
+
+    def _shift_seeds(self, sign: int) -> None:
+        """Give each replica seeds of its own while it computes, or take them back.
+
+        Mirrored as they are, all replicas would drop the same numbers of their parts. Between
+        steps they are equal again, so that checkpoints do not depend on who saves.
+        """
+        context = tf.distribute.get_replica_context()
+        for variable in self.inner.non_trainable_variables:
+            if variable.path.endswith("seed_generator_state"):  # a seed, and how often it drew
+                own = [sign * context.replica_id_in_sync_group, 0]
+                variable.assign_add(tf.cast(tf.stack(own), variable.dtype))
 
     def _sliced(self, data: tuple) -> list[tuple]:
         """Return what is computed at a time."""

@@ -1,8 +1,12 @@
 """Several processes train one model: as one alone would, and none waits for one that has gone."""
 
+import json
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -72,9 +76,20 @@ def test_replicas_train_as_one_process(tmp_path):
     agree(tmp_path / "one", tmp_path / "two")
 
 
+def test_replicas_drop_other_numbers_each():
+    """Of four images, two a replica: with the same numbers dropped no odd count could be."""
+    program = Path(__file__).with_name("dropping.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["seeds"][0] == found["seeds"][1]
+    expected = 999 * np.array([1, 4, 6, 4, 1]) / 16
+    assert np.abs(found["kept"] - expected).max() < 5 * np.sqrt(999 / 4)
+
+
 @long
 def test_dropout_is_of_another_draw_and_learns_as_well(tmp_path):
-    """Each replica draws its own: the losses are near each other, not the same."""
+    """Other numbers are dropped: the losses are near each other, not the same."""
     settings = {**STEADY, "backbone": "tiny", "dropout": 0.3}
     assert run(tmp_path / "one", **settings) == 0
     assert together(tmp_path / "two", 2, **settings) == [0, 0]
