@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from .. import __version__, files
 from ..errors import DlzooError, ModelError
@@ -43,6 +43,14 @@ class _Saved(BaseModel):
     versions: dict[str, str]
     weights_sha256: str
     variables_sha256: str
+
+    @field_validator("create")
+    @classmethod
+    def _stays_here(cls, create: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what `save` never writes: to open a run must not ask the hub for anything."""
+        if "hf://" in json.dumps(create):
+            raise ValueError("it names a model on the hub, where a run names its architecture")
+        return create
 
 
 def versions() -> dict[str, str]:

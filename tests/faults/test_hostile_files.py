@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -215,6 +216,21 @@ def test_a_hostile_model_json_is_refused(saved, tmp_path, monkeypatch):
         except DlzooError as error:
             assert error.exit_code in (2, 4) and name != "good.json", name
         assert not (tmp_path / "x").exists(), name
+
+
+def test_a_run_that_names_a_model_on_the_hub_asks_nobody(saved, tmp_path, monkeypatch):
+    from dlzoo.transfer.classifier import Classifier
+    from dlzoo.zoo import sources
+
+    monkeypatch.setattr(sources, "_json", lambda *where: pytest.fail("it asked the hub"))
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    saying = json.loads((folder / "model.json").read_text("utf-8"))
+    plain, uri = saying["create"], {"name": "hf://timm/resnet18.a1_in1k"}
+    for create in (plain | uri, {"members": [{"create": plain | uri, "preprocess": {}}]}):
+        (folder / "model.json").write_text(json.dumps(saying | {"create": create}), "utf-8")
+        with pytest.raises(ModelError, match="names a model on the hub"):
+            Classifier.load(folder)
 
 
 def test_weights_of_a_run_with_links_are_refused_before_keras_opens_them(saved, tmp_path):
