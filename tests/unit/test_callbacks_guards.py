@@ -149,14 +149,17 @@ def test_chance_knows_the_frequencies():
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_stops_after_the_step(name):
-    number = getattr(signal, name)
-    before = signal.getsignal(number)
-    ended = []
+    number, ended = getattr(signal, name), []
+    usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    found = signal.signal(number, usual)  # under nohup it would be ignored
     end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: ended.append(True))
     stop, kill = StopOnSignal(), At(1, lambda: os.kill(os.getpid(), number))
-    fit(make(), 5, stop, kill, end)
-    assert stop.received == number and kill.count == 2 and ended
-    assert signal.getsignal(number) is before
+    try:
+        fit(make(), 5, stop, kill, end)
+        assert stop.received == number and kill.count == 2 and ended
+        assert signal.getsignal(number) is usual
+    finally:
+        signal.signal(number, found)
 
 
 class InValidation(keras.callbacks.Callback):
