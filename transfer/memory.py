@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-from tensorflow.python.framework import ops  # the registry has no public name
+from contextlib import contextmanager, suppress
+from typing import Any
 
 
 @contextmanager
@@ -15,10 +14,14 @@ def traced_graphs_let_go() -> Iterator[None]:
 
     Each time that `ReplicaContext.all_reduce` (called by every optimizer of Keras) or `tf.nn.silu`
     is traced, TensorFlow registers a gradient under a new name, for as long as the process lives;
-    its closure holds the whole graph of the training step (keras#17458). The name is asked for
+    its closure holds the whole graph of the training step (as in keras#17458). The name is asked for
     while a gradient is traced, and never after that.
     """
-    registered = getattr(ops.gradient_registry, "_registry", {})
+    registered: dict[str, Any] = {}
+    with suppress(ImportError, AttributeError):  # it has no public name
+        from tensorflow.python.framework import ops
+
+        registered = ops.gradient_registry._registry
     before = set(registered)
     try:
         yield
