@@ -14,8 +14,8 @@ def traced_graphs_let_go() -> Iterator[None]:
 
     Each time that `ReplicaContext.all_reduce` (called by every optimizer of Keras) or `tf.nn.silu`
     is traced, TensorFlow registers a gradient under a new name, for as long as the process lives;
-    its closure holds the whole graph of the training step (as in keras#17458). The name is asked for
-    while a gradient is traced, and never after that.
+    its closure holds the whole graph of the training step (memory grows as in keras#17458). The
+    name is asked for while a gradient is traced, and never after that.
     """
     registered: dict[str, Any] = {}
     with suppress(ImportError, AttributeError):  # it has no public name
