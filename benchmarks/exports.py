@@ -3,9 +3,10 @@
     python benchmarks/exports.py --data FOLDER                 # the table, about half an hour
     python benchmarks/exports.py --data FOLDER --run RUN       # also int8 of a trained run
 
-The smallest variant of each family has random weights and 5 classes; each file is asked about
-64 photographs of FOLDER, one by one. Agreement is of the likeliest class with Keras, the
-difference the largest one of any probability. RUN is what `dlzoo finetune --data FOLDER` printed.
+The smallest variant of each family has random weights and 5 classes, each with logits of mean 0
+and deviation 1 over the photographs; each file is asked about 64 photographs of FOLDER, one by one.
+Agreement is of the likeliest class with Keras, the difference the largest one of any probability.
+RUN is what `dlzoo finetune --data FOLDER` printed.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def main() -> None:
     worst = {"top1_agreement": 1.0, "max_difference": 0.0}
     for name in options.only or ([] if options.run else sorted(SMALLEST)):
         made = classifier(name, options.size)
-        photos = export.Photos.of(made, spread(options.data))
+        files = spread(options.data)
+        rw.tell_apart(made.model, export.Photos.of(made, files).prepared)
+        photos = export.Photos.of(made, files)
         for format in formats:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / export.file_name(format, export.Options())

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from serve import memory
 from workers import some
 
 DEPTHS = ("C5", "C4", "C3", "C2")
@@ -43,9 +44,8 @@ def main() -> None:
         assert done.stderr
         for line in done.stderr:
             if "1/1" in line:
-                status = Path(f"/proc/{done.pid}/status").read_text()
-                (memory,) = (row.split()[1] for row in status.splitlines() if "VmRSS" in row)
-                print(f"{int(memory) / 1024:6.0f} MB  {line.split('loss')[0].strip()}", flush=True)
+                now = memory(done.pid, "VmRSS")
+                print(f"{now:6.0f} MB  {line.split('loss')[0].strip()}", flush=True)
         sys.exit(done.wait())
 
 

@@ -133,11 +133,8 @@ GAPS = {
 REMARKS = {
     ("pain", 36): "one version of Keras at a time; no weekly run against the oldest and the newest",
     ("pain", 39): "no weekly run against new releases and Colab's versions",
-    (
-        "pain",
-        41,
-    ): "1.6 % over nine stages, once each depth was trained (benchmarks/memory.py); what "
-    "stays is TensorFlow's, which keeps the graph of every training step for good unless told",
+    ("pain", 41): "1.6 % over nine stages, once each depth was trained (benchmarks/memory.py); "
+    "what stays is TensorFlow's, which keeps the graph of every training step for good unless told",
     ("pain", 44): "rates go by BatchNorm or none, not by backbone; VGG16's published weights and "
     "the flowers were not at hand",
 }

@@ -46,6 +46,7 @@ def classifier(request):
     rw.fill(model)
     rule, create = graph.built(model).preprocess, graph.built(model).create
     made = Classifier(model, tuple("abcdefg"), "multiclass", rule, {"create": create})
+    rw.tell_apart(model, export.Photos.of(made, pictures()).prepared)
     yield made, export.Photos.of(made, pictures())
     keras.backend.clear_session()
 
