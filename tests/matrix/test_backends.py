@@ -63,9 +63,10 @@ def test_models_answer_and_train_as_on_tensorflow(backend, names):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4), name
         assert ours["learnt"] > 1e-4
         assert ours["gradients"].keys() == theirs["gradients"].keys()
-        for path, its in theirs["gradients"].items():  # mostly 1e-6; a ReLU's kink may add to it
+        most = 1e-3 if names == FEW else 0.2  # mostly 1e-6, but deep ones meet kinks of ReLU
+        for path, its in theirs["gradients"].items():
             far = np.linalg.norm(np.subtract(ours["gradients"][path], its))
-            assert far <= 0.2 * np.linalg.norm(its), f"{name} on {backend}: gradient of {path}"
+            assert far <= most * np.linalg.norm(its), f"{name} on {backend}: gradient of {path}"
 
 
 def test_two_devices_of_jax_train_as_one():
