@@ -11,7 +11,7 @@ help:
 	@echo "make test-resume  every place where a run can be killed, and a storm of kills"
 	@echo "make test-backends  models of the zoo on JAX and PyTorch, which it installs"
 	@echo "make docs       the pages of docs/, the reference and the commands as a site"
-	@echo "make test-full  every model of the zoo, against torch where that is installed"
+	@echo "make test-full  the demo, and every model of the zoo, against torch where that is installed"
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +36,7 @@ test-backends: $(VENV)/.ready-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[jax,torch]"
 	$(BIN)/python -m pytest tests/matrix/test_backends.py
 
-test-full: lint types
+test-full: lint types demo
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"
 
 docs: $(VENV)/.ready

@@ -220,8 +220,9 @@ LBFGS = "lbfgs"
 HEAD = Stage("head", "head", epochs=1, optimizer=LBFGS)
 # where the head is more than one layer, or has penalties of the user's
 HEAD_BY_STEPS = Stage("head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
+# at twice that rate, layers lose what they know when images are unlike ImageNet's (digits)
 TOP = Stage(
-    "top", "C5", epochs=5, lr=1e-3, warmup=0.2, decay=0.7, weight_decay=1e-2, batch=32, views=4
+    "top", "C5", epochs=5, lr=5e-4, warmup=0.2, decay=0.7, weight_decay=1e-2, batch=32, views=4
 )
 TOP_LONG = replace(TOP, epochs=6, views=6)
 ALL = Stage("all", "all", epochs=6, lr=3e-4, decay=0.7, weight_decay=1e-2, batch=32)
