@@ -259,10 +259,10 @@ class FinetuneConfig(BaseModel):
 
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # may be others when a run is resumed: no weight depends on them, but for the last bits of those
-# that another machine computes, which is told
+# that another machine computes, which is told; of photos, content and split are compared
 NOT_TRAINING = {
-    "out", "save_every", "export", "quantize", "fail_under", "device", "strategy", "track",
-    "average", "tta",
+    "data", "split_file", "out", "save_every", "export", "quantize", "fail_under", "device",
+    "strategy", "track", "average", "tta",
 }  # fmt: skip
 # what belongs to one call and not to the recipe: never written to config.toml
 OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "log_format",

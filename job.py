@@ -174,21 +174,19 @@ class Job:
 
     def find_model(self) -> None:
         """Resolve backbone and weights, and fetch them: no data is read before they are here."""
-        from .zoo.sources import is_foreign
+        from .zoo.sources import is_path
         from .zoo.weights import locate
 
         config = self.config
         tag: Any = {"auto": True, "none": None}.get(config.weights, config.weights)
-        is_path = isinstance(tag, str) and (Path(tag).suffix or "/" in tag)
-        looks_like_file = is_path and not is_foreign(tag)
-        self.variant, self.row = find_model(config.backbone, None if looks_like_file else tag)
+        self.variant, self.row = find_model(config.backbone, None if is_path(tag) else tag)
         if config.weights == "auto" and not self.variant.weights:
             raise UsageError(
                 "model.no-weights",
                 f"{self.variant.name} has no published weights",
                 fix="--weights none trains it from scratch",
             )
-        self.weights: Any = None if config.weights == "none" else tag if looks_like_file else None
+        self.weights: Any = tag if is_path(tag) else None
         if config.weights == "none":
             self.row = None
         self.pretrained = bool(self.row or self.weights)
@@ -293,6 +291,7 @@ class Job:
             )
         exact = self.config.deterministic and not changed
         past = record.get("resumed", [])
+        files.write_text(directory.config, to_toml(self.config))  # the photos may have moved
         directory.record(
             resumed=[*past, {"at": now(), "changed": changed, "bit_exact": exact}],
         )

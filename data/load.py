@@ -132,8 +132,13 @@ def _check_arguments(
         raise UsageError("usage.scan", "max_bad is a fraction, max_pixels a positive number")
 
 
+def is_name(source: str) -> bool:
+    """Say whether a source is data that has a name, whatever folder is called so, and no path."""
+    return source in ("digits", "flowers", "fashion-mnist") or source.startswith("tfds:")
+
+
 def _open(source: Any, classes: Sequence[str] | None) -> Source:
-    if isinstance(source, str):
+    if isinstance(source, str) and is_name(source):
         if source == "digits":
             return read_digits()
         if source == "flowers":
@@ -142,8 +147,7 @@ def _open(source: Any, classes: Sequence[str] | None) -> Source:
             if folder := fashion_folder():
                 return read_idx(folder, source, FASHION)
             return read_tfds("fashion_mnist", source)
-        if source.startswith("tfds:"):
-            return read_tfds(source.removeprefix("tfds:"))
+        return read_tfds(source.removeprefix("tfds:"))
     if not isinstance(source, str | os.PathLike):
         return read_python(source, classes)
     path = existing(Path(source).expanduser())

@@ -29,6 +29,11 @@ def is_foreign(name: object) -> bool:
     return isinstance(name, str) and (name.startswith("hf://") or name.split(":")[0] in PRESETS)
 
 
+def is_path(tag: object) -> bool:
+    """Say whether what is given as weights names a file rather than a checkpoint."""
+    return isinstance(tag, str) and bool(Path(tag).suffix or "/" in tag) and not is_foreign(tag)
+
+
 def find(name: str, tag: Any, known: dict[str, Variant]) -> tuple[Variant, Weights | None]:
     """Return what a foreign name, or a foreign tag of a model of ours, means.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from dlzoo import finetune, load_run
-from photos import coloured
+from dlzoo import finetune, load_run, resume
+from photos import coloured, folder
 
 SMALL = {
     "backbone": "lenet5",
@@ -122,12 +123,11 @@ def test_fault_15_a_photo_that_vanishes_in_training_keeps_what_was_trained(tmp_p
     assert finetune(**settings, resume="auto").status == "finished"
 
 
-@pytest.fixture
-def interrupted(tmp_path, monkeypatch):
-    """Give the settings of a run that a signal ended in its second epoch."""
+def interrupt(monkeypatch, **settings):
+    """Return the settings of a run of four epochs that a signal has ended after its first."""
     from dlzoo.callbacks import History
 
-    settings = {**SMALL, "data": coloured(60), "out": str(tmp_path), "name": "run", "epochs": 4}
+    settings = {**SMALL, "name": "run", "epochs": 4, **settings}
     real = History.epoch_done
 
     def signalled(self, epoch, logs):
@@ -139,6 +139,12 @@ def interrupted(tmp_path, monkeypatch):
         with pytest.raises(Exception, match=r"train\.interrupted"):
             finetune(**settings)
     return settings
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """Give the settings of a run on images in memory that a signal has ended."""
+    return interrupt(monkeypatch, data=coloured(60), out=str(tmp_path))
 
 
 def files(folder):
@@ -153,6 +159,29 @@ def test_fault_16_changed_data_is_counted(tmp_path, interrupted, raises):
     with raises("resume.data-changed", 7) as caught:
         finetune(**{**interrupted, "data": (x, y)}, resume="auto")
     assert caught.value.message.startswith("+1 -1: ") and files(tmp_path / "run") == before
+
+
+def test_a_run_goes_on_from_any_folder_and_with_photos_that_moved(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder(Path("photos"))
+    split = Path("split.csv")
+    split.write_text("path,split\n" + "".join(
+        f"{name}/{i:02}.png,{'train' if i < 20 else 'val' if i < 25 else 'test'}\n"
+        for name in ("daisy", "rose") for i in range(30)
+    ))  # fmt: skip
+    given = interrupt(monkeypatch, data="photos", split_file=str(split), out="runs")
+    monkeypatch.chdir(tmp_path / "there")
+    run = resume(tmp_path / "here" / "runs" / "run")
+    assert run.status == "finished" and run.data.splits["val"] == 10
+
+    shutil.rmtree(run.path)
+    monkeypatch.chdir(tmp_path / "here")
+    interrupt(monkeypatch, data="photos", split_file=str(split), out="runs")
+    Path("photos").rename("moved")
+    run = finetune(**given | {"data": "moved"}, resume="auto")
+    assert run.status == "finished" and load_run(run.path).data.splits["val"] == 10
 
 
 @pytest.mark.full
