@@ -30,7 +30,7 @@ test: lint types
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not full and not long"
 
 test-resume: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n $(JOBS) tests/resume tests/distributed
+	$(BIN)/python -m pytest -n $(JOBS) -m "long or not full" tests/resume tests/distributed
 
 test-backends: $(VENV)/.ready-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[jax,torch]"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,7 @@ def batches(
     most = part.most(batch) if part else batch
     labels, weight = data.targets(split), sample_weights(data, split, weights)
     images = _images(data, shorter_side(preprocess))
+    augmented = _augmenting(level, data.flip, preprocess) if level else None
 
     def fetch(index: np.ndarray) -> np.ndarray:
         try:
@@ -182,9 +184,9 @@ def batches(
         def make() -> tf.Tensor:
             pixels = tf.numpy_function(fetch, [index], tf.uint8, stateful=False)
             pixels = tf.ensure_shape(pixels, (None, None, 3))
-            if level is None:
+            if augmented is None:
                 return resize_rule(pixels, preprocess)
-            return _augmented(pixels, key, level, data.flip, preprocess)
+            return augmented(pixels, key)
 
         size = preprocess.size
         return index, share, tf.cond(index >= 0, make, lambda: tf.zeros((size, size, 3)))
@@ -267,19 +269,22 @@ def surfacing(data: Data) -> Iterator[None]:
         raise cause from error
 
 
-def _augmented(
-    pixels: tf.Tensor,
-    key: tf.Tensor,
-    level: augmentation.Level,
-    flip: bool,
-    preprocess: Preprocess,
-) -> tf.Tensor:
-    u = augmentation.draw(key)
-    shape = tf.cast(tf.shape(pixels)[:2], tf.float32)
-    start, window = augmentation.window(shape, u, level)
-    scale = preprocess.size / window
-    image = resample(pixels, start * scale, scale, preprocess)
-    return augmentation.alter(image, u, key, level, flip)
+@lru_cache(maxsize=16)  # the same passes are made again and again, and tracing takes long
+def _augmenting(
+    level: augmentation.Level, flip: bool, preprocess: Preprocess
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Return what makes of an image and its key the image that is trained on."""
+
+    @tf.function(autograph=False)
+    def augmented(pixels: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        u = augmentation.draw(key)
+        shape = tf.cast(tf.shape(pixels)[:2], tf.float32)
+        start, window = augmentation.window(shape, u, level)
+        scale = preprocess.size / window
+        image = resample(pixels, start * scale, scale, preprocess)
+        return augmentation.alter(image, u, key, level, flip)
+
+    return augmented
 
 
 def _hot(data: Data, split: str) -> np.ndarray:

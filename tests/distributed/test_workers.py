@@ -49,18 +49,32 @@ def agree(one, other, tolerance=1e-5):
         assert a.split(",")[:3] == b.split(",")[:3]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Give what one process came to that nobody disturbed."""
+    out = tmp_path_factory.mktemp("alone")
+    assert run(out, **STEADY) == 0, nursery.said(out)
+    return out
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("count", [2, 3])
+def test_pain_31_32_workers_train_as_one_process(alone, tmp_path, count):
+    assert together(tmp_path, count, **STEADY) == [0] * count, nursery.said(tmp_path)
+    agree(alone, tmp_path)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("count", "settings"),
     [
-        pytest.param(2, {}, marks=long),
-        pytest.param(2, {"cache": "off", "augment": "none"}, marks=long),
-        pytest.param(3, {}, marks=long),
-        pytest.param(3, {"cache": "off", "class_weight": "balanced", "l2": 1e-3}, marks=long),
-        pytest.param(2, {"train_bn": True}, marks=long),
+        (2, {"cache": "off", "augment": "none"}),
+        (3, {"cache": "off", "class_weight": "balanced", "l2": 1e-3}),
+        (2, {"train_bn": True}),
     ],
     ids=str,
 )
-def test_pain_31_32_workers_train_as_one_process(tmp_path, count, settings):
+def test_pain_31_32_and_with_other_settings(tmp_path, count, settings):
     settings = {**STEADY, **settings}
     assert run(tmp_path / "one", **settings) == 0, nursery.said(tmp_path / "one")
     codes = together(tmp_path / "many", count, **settings)
@@ -68,12 +82,10 @@ def test_pain_31_32_workers_train_as_one_process(tmp_path, count, settings):
     agree(tmp_path / "one", tmp_path / "many")
 
 
-@long
-def test_replicas_train_as_one_process(tmp_path):
-    assert run(tmp_path / "one", **STEADY) == 0
-    split = nursery.two_replicas
-    assert run(tmp_path / "two", split, strategy="mirrored", **STEADY) == 0
-    agree(tmp_path / "one", tmp_path / "two")
+@pytest.mark.full
+def test_replicas_train_as_one_process(alone, tmp_path):
+    assert run(tmp_path, nursery.two_replicas, strategy="mirrored", **STEADY) == 0
+    agree(alone, tmp_path)
 
 
 def test_replicas_drop_other_numbers_each():
@@ -87,7 +99,7 @@ def test_replicas_drop_other_numbers_each():
     assert np.abs(found["kept"] - expected).max() < 5 * np.sqrt(999 / 4)
 
 
-@long
+@pytest.mark.full
 def test_dropout_is_of_another_draw_and_learns_as_well(tmp_path):
     """Other numbers are dropped: the losses are near each other, not the same."""
     settings = {**STEADY, "backbone": "tiny", "dropout": 0.3}
@@ -99,7 +111,7 @@ def test_dropout_is_of_another_draw_and_learns_as_well(tmp_path):
 
 @pytest.mark.parametrize(("victim", "then"), [(1, 2), (0, 1), (1, 3)])
 @long
-def test_fault_38_t8_a_lost_worker(tmp_path, seen, victim, then):
+def test_fault_38_t8_a_lost_worker(alone, tmp_path, seen, victim, then):
     """The others end within a minute; all, fewer or more go on to the same end."""
     dying = {victim: [partial(nursery.at_step, 15)]}  # the last checkpoint was after step 13
     began = time.monotonic()
@@ -117,19 +129,17 @@ def test_fault_38_t8_a_lost_worker(tmp_path, seen, victim, then):
     else:
         assert together(tmp_path / "a", then, **STEADY) == [0] * then, nursery.said(tmp_path / "a")
     assert "going on in stage" in (tmp_path / "a" / "run" / "log.txt").read_text()
-    assert run(tmp_path / "b", **STEADY) == 0
-    agree(tmp_path / "b", tmp_path / "a")
+    agree(alone, tmp_path / "a")
 
 
 @long
-def test_t8_a_signal_to_one_worker_stops_all_at_one_step(tmp_path):
+def test_t8_a_signal_to_one_worker_stops_all_at_one_step(alone, tmp_path):
     asked = {1: [partial(nursery.signalled, signal.SIGTERM, 14)]}
     assert together(tmp_path / "a", 2, asked, save_every=1000, **STEADY) == [75, 75]
     steps = sorted(int(p.name[5:]) for p in (tmp_path / "a" / "run" / "ckpt").glob("step-*"))
     assert steps and steps[-1] >= 14
     assert together(tmp_path / "a", 2, save_every=1000, **STEADY) == [0, 0]
-    assert run(tmp_path / "b", **STEADY) == 0
-    agree(tmp_path / "b", tmp_path / "a")
+    agree(alone, tmp_path / "a")
 
 
 def other_photos() -> None:
