@@ -155,7 +155,7 @@ class FinetuneConfig(BaseModel):
     time: Annotated[Positive | None, BeforeValidator(_seconds)] = setting(
         None, "take the best preset, and epochs, that fit into it", "10m", examples=["10m"]
     )
-    lr: Auto | Rate = setting("auto", "base learning rate")
+    lr: Auto | Rate = setting("auto", "base learning rate of stages that take steps")
     optimizer: Literal["auto", "sgd", "momentum", "nesterov", "adam", "adamw"] = setting(
         "auto", "how weights are moved"
     )

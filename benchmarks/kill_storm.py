@@ -1,7 +1,7 @@
 """Kill runs again and again, and see that they come to the same to the last bit.
 
     python benchmarks/kill_storm.py [--kills 200] [--seed 0]
-    python benchmarks/kill_storm.py --photos FLOWERS [--kills 3] [--preset balanced]
+    python benchmarks/kill_storm.py --photos FLOWERS [--kills 3] [--save-every auto]
 
 Without photos: the small network of tests/resume, in processes that are killed with SIGKILL at
 random moments of wall time, wherever they are then; a checkpoint every 3 steps. With photos: the
@@ -100,28 +100,32 @@ def storm(kills: int, seed: int) -> dict:
     }
 
 
-def photos(root: Path, kills: int, seed: int, preset: str) -> dict:
+def photos(root: Path, kills: int, seed: int, preset: str, save_every: str) -> dict:
     """Kill `dlzoo finetune` on real photos, and compare with the run that nobody killed."""
     rng, base = random.Random(seed), Path(tempfile.mkdtemp(prefix="dlzoo-photos-"))
 
     def command(name: str) -> list[str]:
         return [
             *(sys.executable, "-m", "dlzoo", "finetune", "--data", str(root)),
-            *("--preset", preset, "--deterministic", "--quiet", "--no-report"),
+            *("--preset", preset, "--deterministic", "--log-format", "json", "--no-report"),
             *("--out", str(base)),
-            *("--name", name, "--resume", "auto", "--save-every", "20"),
+            *("--name", name, "--resume", "auto", "--save-every", save_every),
         ]
 
     def environment(name: str) -> dict[str, str]:
         return {**os.environ, "DLZOO_HOME": str(base / f"home-{name}")}
 
     began = time.perf_counter()
-    subprocess.run(command("whole"), env=environment("whole"), check=True)
+    subprocess.run(
+        command("whole"), env=environment("whole"), check=True, stderr=subprocess.DEVNULL
+    )
     alone = time.perf_counter() - began
-    moments, back = [], []
+    moments, goes_on = [], 0.0
     for _ in range(kills):
         began = time.perf_counter()
-        child = subprocess.Popen(command("killed"), env=environment("killed"))
+        child = subprocess.Popen(
+            command("killed"), env=environment("killed"), stderr=subprocess.DEVNULL
+        )
         try:
             child.wait(rng.uniform(0.1, 0.6) * alone)
         except subprocess.TimeoutExpired:
@@ -132,9 +136,15 @@ def photos(root: Path, kills: int, seed: int, preset: str) -> dict:
         )
         print(moments[-1], flush=True)
     began = time.perf_counter()
-    subprocess.run(command("killed"), env=environment("killed"), check=True)
-    back.append(time.perf_counter() - began)
-    same = {}
+    last = subprocess.Popen(
+        command("killed"), env=environment("killed"), stderr=subprocess.PIPE, text=True
+    )
+    assert last.stderr
+    for line in last.stderr:
+        if "going on in stage" in line:
+            goes_on = time.perf_counter() - began
+    assert last.wait() == 0
+    took, same = time.perf_counter() - began, {}
     for name in ("metrics.csv", "predictions_test.csv", "model"):
         same[name] = _content(base / "whole" / name) == _content(base / "killed" / name)
     figures = json.loads((base / "whole" / "metrics.json").read_text())
@@ -145,7 +155,8 @@ def photos(root: Path, kills: int, seed: int, preset: str) -> dict:
         "same": same,
         "test_accuracy": figures["test"]["accuracy"],
         "seconds_alone": round(alone),
-        "seconds_of_the_last_part": round(back[0]),
+        "seconds_of_the_last_part": round(took),
+        "seconds_until_it_goes_on": round(goes_on, 1),
         "checkpoints": saved,
         "share_of_time_%": round(100 * saved["seconds"] / figures["seconds"], 2),
     }
@@ -165,9 +176,11 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--preset", default="balanced")
+    parser.add_argument("--save-every", default="auto")
     asked = parser.parse_args()
     if asked.photos:
-        found = photos(asked.photos, asked.kills or 3, asked.seed, asked.preset)
+        kills = asked.kills or 3
+        found = photos(asked.photos, kills, asked.seed, asked.preset, asked.save_every)
     else:
         found = storm(asked.kills or 200, asked.seed)
     print(json.dumps(found, indent=2))

@@ -230,7 +230,7 @@ and augmentation; 3 stages of 2 epochs of 5 steps, a checkpoint every 3 steps, `
 | T0 | nothing | the same |
 | T1 | one thing is left out when going on: optimizer slots, sums of metrics, dropout's seeds, BatchNorm's statistics, weights, the step, the schedule, the best model, the history | NOT the same |
 | T2 | killed at 18 moments: first and last steps, in validation, between stages, while activations are computed, while the model, figures, predictions and plots are written, in an export; and before each fsync, link and rename of a checkpoint | the same, nothing left over |
-| T2b | killed every 1 to 20 steps until it is done, 20 seeds | the same, at most 3 checkpoints |
+| T2b | killed every 2 to 25 steps until it is done, 20 seeds | the same, at most 3 checkpoints |
 | T4 | a checkpoint every 1, 7, 100 steps; 1 or 8 images made at once | the same |
 | T5 | each file of the newest checkpoint cut short, changed or gone; all of them | the one before is used; exit 7, nothing touched |
 | T6 | a full disk (a limit on file sizes) | exit 5, goes on from the last good one |

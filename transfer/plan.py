@@ -317,10 +317,14 @@ def make_plan(
     given = {key: value for key, value in overrides.items() if value not in (AUTO, None)}
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
-    if for_stages.keys() & {"lr", "optimizer", "schedule"}:
-        # who chooses how steps are taken wants steps
-        chosen = tuple(head_by_steps(s) if s == HEAD else s for s in chosen)
-    chosen = tuple(replace(stage, **_known(Stage, for_stages)) for stage in chosen)
+    of_steps = {"lr", "optimizer", "schedule"}
+    if for_stages.keys() & of_steps and all(s == HEAD for s in chosen):
+        # who chooses how steps are taken wants steps; with deeper stages these are meant
+        chosen = tuple(map(head_by_steps, chosen))
+    for_head = {key: value for key, value in for_stages.items() if key not in of_steps}
+    chosen = tuple(
+        replace(s, **_known(Stage, for_head if s == HEAD else for_stages)) for s in chosen
+    )
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))
     if rest.get("taps") == TAPS and all(stage.unfreeze == "head" for stage in chosen):

@@ -74,7 +74,7 @@ def test_pain_31_32_workers_train_as_one_process(alone, tmp_path, count):
     ],
     ids=str,
 )
-def test_pain_31_32_and_with_other_settings(tmp_path, count, settings):
+def test_workers_with_other_settings_train_as_one_process(tmp_path, count, settings):
     settings = {**STEADY, **settings}
     assert run(tmp_path / "one", **settings) == 0, nursery.said(tmp_path / "one")
     codes = together(tmp_path / "many", count, **settings)

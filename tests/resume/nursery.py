@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -115,6 +116,7 @@ def at_step(n: int, act=die) -> None:
 
 def _child(out: Path, prepare, settings: dict, home: Path, env: dict) -> None:
     os.environ |= {"DLZOO_HOME": str(home), **env}
+    gc.freeze()  # what was imported before the fork is never garbage
     with (out / "child.txt").open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -41,6 +41,15 @@ def test_auto_is_left_to_the_preset_and_the_rest_is_put_over_it():
         assert (new.lr, new.batch, new.decay) == (old.lr, 7, 0.5)
 
 
+def test_a_learning_rate_is_for_stages_that_take_steps():
+    """A head that is solved has none; it must not be made worse by one that is meant for C5."""
+    head, top = make_plan("balanced", overrides={"lr": 1e-4, "optimizer": "sgd"}).stages
+    assert head == make_plan("balanced", overrides={}).stages[0]
+    assert (top.lr, top.optimizer) == (1e-4, "sgd")
+    (head,) = make_plan("fast", overrides={"lr": 1e-4}).stages
+    assert head.lr == 1e-4 and head.optimizer != "lbfgs" and head.epochs > 10
+
+
 def test_pain_44_networks_without_batchnorm_are_fine_tuned_more_slowly():
     plain, careful = (make_plan("best", norm=norm, overrides={}) for norm in (True, False))
     assert careful.stages[0].lr == plain.stages[0].lr
