@@ -153,7 +153,8 @@ def test_more_replicas_take_larger_steps_but_not_fewer_than_they_need(name, repl
 
 def test_gradient_descent_takes_the_rate_times_the_batch():
     plan = make_plan("balanced", overrides={"optimizer": "momentum", "lr": 0.1, "batch": 32})
-    assert [s.lr for s in plan.scaled(8, 10**6).stages] == pytest.approx([0.8, 0.8])
+    (top,) = [s for s in plan.scaled(8, 10**6).stages if s.optimizer == "momentum"]
+    assert top.lr == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("command", [[], ["predict", "x"]])
