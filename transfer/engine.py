@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import files
 from ..machine import cores
+from .memory import collected_often
 
 log = logging.getLogger("dlzoo")
 TOLERANCE = 1e-2  # relative to the largest value of the batch; observed: below 1e-5
@@ -194,9 +195,10 @@ def as_onnx(function: Any, spec: Any) -> Any:
 
     # tf2onnx 1.17 lacks it, and TensorFlow's exact GELU is made of it
     handlers: dict[str, tuple] = {"Erfc": (_erfc, [])}
-    content, _ = tf2onnx.convert.from_function(
-        function, [spec], opset=OPSET, custom_op_handlers=handlers
-    )
+    with collected_often():  # before each of dozens of passes it copies the graph and all weights
+        content, _ = tf2onnx.convert.from_function(
+            function, [spec], opset=OPSET, custom_op_handlers=handlers
+        )
     return content
 
 
