@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import resource
 import sys
 import tempfile
 from importlib import util
@@ -98,7 +99,9 @@ def main() -> None:
         gc.collect()
     if not options.run:
         print(f"least agreement {worst['top1_agreement']:.1%}", end=", ")
-        print(f"largest difference {worst['max_difference']:.1e}")
+        print(f"largest difference {worst['max_difference']:.1e}", end=", ")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"at most {peak / 1024:.0f} MB of memory")
     else:
         trained(options.run, formats)
 
