@@ -55,7 +55,7 @@ class Ensemble(Job):
 
     def __init__(self, config: FinetuneConfig, source: Any, runs: Sequence[Path | str] = ()):
         super().__init__(config, source)
-        self.whole = config
+        self.whole = self.config
         self.runs = [Path(run).resolve() for run in runs]
         self.told: dict[str, Any] = {}
         backbones = [name.strip() for name in config.backbone.split(",") if name.strip()]

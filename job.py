@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, cluster, console, files
 from .config import NOT_TRAINING, FinetuneConfig, to_toml
 from .data import Data, load_data
+from .data.load import is_name
 from .errors import (
     DataError,
     DlzooError,
@@ -34,6 +35,7 @@ from .rundir import RunDir, file_stem, now, read_values, versions
 from .signals import listen
 from .workers import Workers
 from .zoo import resolve as find_model
+from .zoo.sources import is_path
 
 if TYPE_CHECKING:
     from .transfer.classifier import Classifier
@@ -46,7 +48,7 @@ class Job:
     """The steps of `finetune`, in order; each sets what the later ones need."""
 
     def __init__(self, config: FinetuneConfig, source: Any):
-        self.config, self.source = config, source
+        self.config, self.source = _found_from_anywhere(config), source
         if config.offline:
             os.environ["DLZOO_OFFLINE"] = "1"  # the sources of data ask for it, too
         self.began = time.perf_counter()
@@ -174,7 +176,6 @@ class Job:
 
     def find_model(self) -> None:
         """Resolve backbone and weights, and fetch them: no data is read before they are here."""
-        from .zoo.sources import is_path
         from .zoo.weights import locate
 
         config = self.config
@@ -291,7 +292,8 @@ class Job:
             )
         exact = self.config.deterministic and not changed
         past = record.get("resumed", [])
-        files.write_text(directory.config, to_toml(self.config))  # the photos may have moved
+        if self.config.data:  # the photos may have moved
+            files.write_text(directory.config, to_toml(self.config))
         directory.record(
             resumed=[*past, {"at": now(), "changed": changed, "bit_exact": exact}],
         )
@@ -623,6 +625,18 @@ def _command(directory: RunDir) -> str:
     if program != "dlzoo":
         return 'the same call with resume="auto"'
     return shlex.join(["dlzoo", "resume", str(directory.path)])
+
+
+def _found_from_anywhere(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the settings with whole paths, since a run is gone on with from any folder."""
+    paths: dict[str, str | None] = {"split_file": config.split_file, "teacher": config.teacher}
+    if config.data and not is_name(config.data):
+        paths["data"] = config.data
+    if is_path(config.weights):
+        paths["weights"] = config.weights
+    whole = {key: Path(path).expanduser() for key, path in paths.items() if path}
+    there = {key: str(path.absolute()) for key, path in whole.items() if path.exists()}
+    return config.model_copy(update=there)
 
 
 def _finished(begun: RunDir | None) -> str | None:

@@ -500,7 +500,6 @@ def finetune(
     elif settings:
         raise UsageError("usage.config", "give config= or single settings, not both")
     console.setup(quiet=config.quiet, log_format=config.log_format)
-    config = _found_from_anywhere(config)
     job = make_job(config, data if data is not None else config.data)
     if config.dry_run:
         return job.rehearse()
@@ -613,21 +612,6 @@ def resume(path: Path | str, **settings: Any) -> Run:
             fix='call finetune again with the data, name= and resume="auto"',
         )
     return finetune(config=config)
-
-
-def _found_from_anywhere(config: FinetuneConfig) -> FinetuneConfig:
-    """Return the settings with whole paths, since a run is gone on with from any folder."""
-    from .data.load import is_name
-    from .zoo.sources import is_path
-
-    paths: dict[str, str | None] = {"split_file": config.split_file, "teacher": config.teacher}
-    if config.data and not is_name(config.data):
-        paths["data"] = config.data
-    if is_path(config.weights):
-        paths["weights"] = config.weights
-    whole = {key: Path(path).expanduser() for key, path in paths.items() if path}
-    there = {key: str(path.absolute()) for key, path in whole.items() if path.exists()}
-    return config.model_copy(update=there)
 
 
 def _report(run: Run) -> None:

@@ -30,7 +30,7 @@ from rows import SMALLEST
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 PEERS = ["resnet50_v1_5", "efficientnet_b0_tv", "mobilenet_v2_tv", "convnext_tiny", "regnet_y_8gf"]
-CLASSES, SIZE, BATCH, ROUNDS = 1000, 224, 128, 7
+CLASSES, SIZE, BATCH, ROUNDS, PASSES = 1000, 224, 128, 7, 10  # of `speed`
 
 
 def answers(names: list[str]) -> None:
@@ -44,7 +44,6 @@ def answers(names: list[str]) -> None:
             keras.config.set_dtype_policy(policy)
             with jax.default_matmul_precision(matmul), tempfile.TemporaryDirectory() as folder:
                 far[label] = to_golden(name, Path(folder))
-            keras.config.set_dtype_policy("float32")
         print(name, *(f"{label} {off:.1e}" for label, off in far.items()), flush=True)
 
 
@@ -52,7 +51,6 @@ def of_jax(name: str) -> dict[str, Callable[[], object]]:
     """Return a forward pass and a training step of a model of the zoo, each waiting for its end."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = zoo.create_model(name, input_shape=SIZE)
-    keras.config.set_dtype_policy("float32")
     optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
     optimizer.build(model.trainable_variables)
     x = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (BATCH, SIZE, SIZE, 3)), "float32")
@@ -132,9 +130,9 @@ def speed(names: list[str]) -> None:
             for turn in range(ROUNDS + 2):  # the first two compile
                 for side, runs in sides.items():
                     start = time.perf_counter()
-                    for _ in range(10 if turn > 1 else 1):
+                    for _ in range(PASSES if turn > 1 else 1):
                         runs[part]()
-                    took[side].append((time.perf_counter() - start) / 10)
+                    took[side].append((time.perf_counter() - start) / PASSES)
             rate = {side: BATCH / statistics.median(times[2:]) for side, times in took.items()}
             best = max(rate["torch"], rate["torch.compile"])
             print(
@@ -150,7 +148,7 @@ def train(folder: Path) -> None:
     paths = sorted(folder.glob("*/*"))
     labels = sorted({path.parent.name for path in paths})
     order = np.random.default_rng(0).permutation(len(paths))
-    size = 96
+    size, batch, epochs = 96, 64, 20
     x = np.stack(
         [np.asarray(keras.utils.load_img(paths[i], target_size=(size, size))) for i in order]
     )
@@ -166,18 +164,18 @@ def train(folder: Path) -> None:
             input_shape=size,
             pool="avg",
         )
-        steps = 20 * -(-(len(x) - held) // 64)
+        steps = epochs * -(-(len(x) - held) // batch)
         rate = keras.optimizers.schedules.CosineDecay(
             0.0, steps, warmup_target=1e-3, warmup_steps=60
         )
         model.compile(keras.optimizers.AdamW(rate), LOSS, metrics=["accuracy"])
         began = time.perf_counter()
-        fit = model.fit(x[held:], y[held:], batch_size=64, epochs=20, verbose=0)
+        fit = model.fit(x[held:], y[held:], batch_size=batch, epochs=epochs, verbose=0)
         took = time.perf_counter() - began
-        right = (model.predict(x[:held], batch_size=64, verbose=0).argmax(-1) == y[:held]).sum()
+        right = (model.predict(x[:held], batch_size=batch, verbose=0).argmax(-1) == y[:held]).sum()
         print(
             f"{policy}: {right}/{held} of the held out photos, training loss "
-            f"{fit.history['loss'][-1]:.3f}, {took:.0f} s for 20 epochs of {len(x) - held}",
+            f"{fit.history['loss'][-1]:.3f}, {took:.0f} s for {epochs} epochs of {len(x) - held}",
             flush=True,
         )
 

@@ -218,6 +218,7 @@ SCALE = {"fast": 1.0, "balanced": 1.0, "best": 9 / 7}
 # BatchNorm; without it (VGG, AlexNet) the deeper stages take a tenth (`NO_NORM`).
 LBFGS = "lbfgs"
 HEAD = Stage("head", "head", epochs=1, optimizer=LBFGS)
+OF_STEPS = ("lr", "optimizer", "schedule")  # what says nothing to a head that is solved
 # where the head is more than one layer, or has penalties of the user's
 HEAD_BY_STEPS = Stage("head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
 # at twice that rate, layers lose what they know when images are unlike ImageNet's (digits)
@@ -317,11 +318,10 @@ def make_plan(
     given = {key: value for key, value in overrides.items() if value not in (AUTO, None)}
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
-    of_steps = {"lr", "optimizer", "schedule"}
-    if for_stages.keys() & of_steps and all(s == HEAD for s in chosen):
+    for_head = {key: value for key, value in for_stages.items() if key not in OF_STEPS}
+    if for_head != for_stages and all(s == HEAD for s in chosen):
         # who chooses how steps are taken wants steps; with deeper stages these are meant
         chosen = tuple(map(head_by_steps, chosen))
-    for_head = {key: value for key, value in for_stages.items() if key not in of_steps}
     chosen = tuple(
         replace(s, **_known(Stage, for_head if s == HEAD else for_stages)) for s in chosen
     )

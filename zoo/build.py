@@ -19,7 +19,6 @@ from .from_run import RUN
 from .graph import NORMALIZE, Built, layer_of
 from .load import as_path, load, row_for_file
 from .registry import resolve, variants
-from .sources import is_foreign
 from .spec import Preprocess, Variant, Weights
 from .weights import locate
 
@@ -95,7 +94,7 @@ def create_model(
         padding=(padding, padding in (None, *PADDINGS)),
     )
     taps = [taps] if isinstance(taps, str) else taps
-    path = None if is_foreign(weights) else as_path(weights)
+    path = as_path(weights)
     variant, row = resolve(name, None if path else weights)  # type: ignore[arg-type]
     if path:
         row = row_for_file(variant, row, path)

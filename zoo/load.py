@@ -17,6 +17,7 @@ from ..errors import ModelError
 from . import checkpoints
 from .from_run import row_for_run, weights_of
 from .graph import NORMALIZE, built, sources, weighted
+from .sources import is_path
 from .spec import Preprocess, Variant, Weights
 
 
@@ -272,9 +273,7 @@ def _fit_channels(arrays, rule: Preprocess, shape):
 
 def as_path(weights: object) -> Path | None:
     """Take `weights` as a file, or a run, if it looks like one; say so if it is not there."""
-    if not isinstance(weights, (str, Path)) or not (
-        isinstance(weights, Path) or "/" in weights or weights.endswith(_FILES)
-    ):
+    if not is_path(weights):
         return None
     path = Path(weights).expanduser()
     if path.is_dir():
@@ -282,9 +281,6 @@ def as_path(weights: object) -> Path | None:
     if not path.is_file():
         raise ModelError("model.file-missing", "there is no such weights file", where=path)
     return path
-
-
-_FILES = (".pth", ".pt", ".safetensors", ".h5", ".keras")
 
 
 def row_for_file(variant: Variant, row: Weights | None, path: Path) -> Weights:

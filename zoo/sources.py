@@ -12,12 +12,13 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .. import files
 from ..errors import ModelError, UsageError, nearest
 from .spec import Family, Preprocess, Variant, Weights
 
+FILES = (".pth", ".pt", ".safetensors", ".h5", ".keras")  # of weights
 PRESETS = {"keras_hub": "hub", "keras_cv": "keras-cv"}  # library, and the extra that brings it
 _REPO = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
 _LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause",
@@ -29,9 +30,11 @@ def is_foreign(name: object) -> bool:
     return isinstance(name, str) and (name.startswith("hf://") or name.split(":")[0] in PRESETS)
 
 
-def is_path(tag: object) -> bool:
-    """Say whether what is given as weights names a file rather than a checkpoint."""
-    return isinstance(tag, str) and bool(Path(tag).suffix or "/" in tag) and not is_foreign(tag)
+def is_path(weights: object) -> TypeGuard[str | Path]:
+    """Say whether what is given as weights is a file or a run, and no checkpoint's name."""
+    if isinstance(weights, str):
+        return not is_foreign(weights) and ("/" in weights or weights.endswith(FILES))
+    return isinstance(weights, Path)
 
 
 def find(name: str, tag: Any, known: dict[str, Variant]) -> tuple[Variant, Weights | None]:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from dlzoo import finetune, load_run, resume
+from dlzoo import finetune, load_data, load_run, resume
 from photos import coloured, folder
 
 SMALL = {
@@ -182,6 +182,13 @@ def test_a_run_goes_on_from_any_folder_and_with_photos_that_moved(tmp_path, monk
     Path("photos").rename("moved")
     run = finetune(**given | {"data": "moved"}, resume="auto")
     assert run.status == "finished" and load_run(run.path).data.splits["val"] == 10
+
+
+def test_photos_that_come_in_memory_do_not_make_a_run_forget_where_they_are(tmp_path, monkeypatch):
+    photos = folder(tmp_path / "photos")
+    given = interrupt(monkeypatch, data=str(photos), out=str(tmp_path))
+    run = finetune(**given | {"data": load_data(photos, seed=0)}, resume="auto")
+    assert run.status == "finished" and sum(load_run(run.path).data.splits.values()) == 60
 
 
 @pytest.mark.full
