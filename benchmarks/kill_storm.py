@@ -136,11 +136,11 @@ def photos(root: Path, kills: int, seed: int, preset: str, save_every: str) -> d
         command("killed"), env=environment("killed"), stderr=subprocess.PIPE, text=True
     )
     assert last.stderr
-    goes_on, said = 0.0, []
+    goes_on, said = None, []  # None: killed before the first checkpoint
     for line in last.stderr:
         said.append(line)
         if "going on in stage" in line:
-            goes_on = time.perf_counter() - began
+            goes_on = round(time.perf_counter() - began, 1)
     if last.wait():
         raise SystemExit("".join(said))
     took = time.perf_counter() - began
@@ -156,7 +156,7 @@ def photos(root: Path, kills: int, seed: int, preset: str, save_every: str) -> d
         "test_accuracy": figures["test"]["accuracy"],
         "seconds_alone": round(alone),
         "seconds_of_the_last_part": round(took),
-        "seconds_until_it_goes_on": round(goes_on, 1),
+        "seconds_until_it_goes_on": goes_on,
         "checkpoints": saved,
         "share_of_time_%": round(100 * saved["seconds"] / figures["seconds"], 2),
     }
