@@ -183,10 +183,12 @@ def prepare(
     from .transfer.losses import make_loss, make_metrics
     from .transfer.optim import make_optimizer
 
+    optimizer = make_optimizer(
+        stage.optimizer, stage.lr, weight_decay=stage.weight_decay, multipliers=multipliers
+    )
+    optimizer.build(model.trainable_variables)  # created while tracing, each slot costs dearly
     model.compile(
-        make_optimizer(
-            stage.optimizer, stage.lr, weight_decay=stage.weight_decay, multipliers=multipliers
-        ),
+        optimizer,
         make_loss(job.data.task, job.plan.label_smoothing),
         metrics=make_metrics(job.data.task),
         jit_compile=False,  # XLA makes convolutions several times slower on a CPU

@@ -161,8 +161,12 @@ def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> li
             (x,), trained = forward(x.numpy()), split.top
             per_image = (time.perf_counter() - began) / len(labels)
             seconds = per_image * (stage.views * data.splits["train"] + data.splits["val"])
+        optimizer = make_optimizer(
+            "adamw" if stage.optimizer == LBFGS else stage.optimizer, stage.lr
+        )
+        optimizer.build(trained.trainable_variables)
         trained.compile(
-            make_optimizer("adamw" if stage.optimizer == LBFGS else stage.optimizer, stage.lr),
+            optimizer,
             make_loss(data.task, plan.label_smoothing),
             metrics=make_metrics(data.task),
             jit_compile=False,
