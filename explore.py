@@ -227,7 +227,7 @@ def _fitted(job: Job, features: Mapping[str, Activations]) -> Fitted:
     """Return the head that `fast` would end with."""
     from .transfer.probe import fit
 
-    train, val = ((a.all(), a.labels, a.weights) for a in (features["train"], features["val"]))
+    train, val = ((a, a.labels, a.weights) for a in (features["train"], features["val"]))
     return fit(train, val, job.data.task, label_smoothing=job.plan.label_smoothing)
 
 
@@ -399,7 +399,7 @@ def _measured(job: Job) -> dict[str, Any]:
     for split in ("val", "test"):
         figures: dict[str, Any] = {}
         if split in features:
-            logits = features[split].all() @ fitted.kernel + fitted.bias
+            logits = features[split][:] @ fitted.kernel + fitted.bias
             answers = to_probabilities(logits, data.task)
             figures = evaluate(features[split].labels, answers, data.classes, data.task)
         row[f"{split}_accuracy"] = figures.get("accuracy")

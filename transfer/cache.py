@@ -33,9 +33,11 @@ from ..zoo import graph
 from ..zoo.spec import Preprocess
 from .engine import Engine
 from .engine import frozen as fastest
-from .shelf import Shelf, make_room, root
+from .shelf import Shelf, let_go, make_room, root
 
 FORMAT = 1  # of shelves, and of everything between an image file and what the network is given
+MAPPED = 256 << 20  # bytes of shards that a process maps before it lets go of them
+MAPPED_AROUND = 64 << 10  # what the system maps for the sake of one byte
 
 
 class Activations:
@@ -57,9 +59,14 @@ class Activations:
         self._shards, self._places = shards, places  # int64 (views, n, 2): shard, row
         self.shape = tuple(shards[0].shape[1:])
         self.labels, self.weights, self.views = labels, weights, len(places)
+        self._mapped = 0  # bytes of the shards that may count as memory of this process
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return the plain activations of some images as one float32 array."""
+        return self.take(np.arange(len(self))[rows])
 
     def take(self, indices: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
         """Return float32 `(len(indices), ...)`: image `indices[i]` in its view `views[i]`."""
@@ -68,11 +75,11 @@ class Activations:
         for shard in np.unique(place[:, 0]):
             here = np.flatnonzero(place[:, 0] == shard)
             found[here] = self._shards[shard][place[here, 1]]
+        self._mapped += len(indices) * max(found[:1].nbytes // 2, MAPPED_AROUND)
+        if self._mapped > MAPPED:
+            self._mapped = 0
+            let_go(self._shards)
         return found
-
-    def all(self, view: int = 0) -> np.ndarray:
-        """Return every image's activation as one float32 array."""
-        return self.take(np.arange(len(self)), view)
 
     def batches(
         self,

@@ -510,8 +510,8 @@ class _Training:
         if self.workers.chief:
             train, val = self.activations["train"], self.activations["val"]
             found = probe.fit(
-                (train.all(), train.labels, train.weights),
-                (val.all(), val.labels, val.weights),
+                (train, train.labels, train.weights),
+                (val, val.labels, val.weights),
                 self.data.task,
                 label_smoothing=self.plan.label_smoothing,
                 leave=self.leave_if_interrupted,

@@ -8,8 +8,9 @@ to weak, each solution the start of the next, ended where the validation loss ri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,10 @@ ITERATIONS = 100  # of L-BFGS for each penalty; warm starts need 10 to 40
 TOLERANCE = 1e-5  # relative fall of the objective in one iteration that ends the fit
 GRADIENT = 1e-7  # or its largest entry
 LARGE = 1e9  # multiply-accumulates of one evaluation from which a second thread pays
+BLOCK = 1 << 25  # features that are in memory at a time: 128 MB
 CONSTANT = 1e-6  # a deviation smaller than this share of the mean is rounding
 
-Samples = tuple[np.ndarray, np.ndarray, np.ndarray]
+Samples = tuple[Any, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def fit(
     the penalty, averaged over labels.
 
     Args:
-        train, val: features `(n, d)` of any float type, memory-mapped or not, labels `(n, k)`
-            in 0..1 (soft ones too), weights `(n,)`.
+        train, val: features, labels `(n, k)` in 0..1 (soft ones too), weights `(n,)`. Features
+            are an array `(n, d)` of any float type, or what gives one for each slice of rows, such
+            as `Activations`; if they are many, they are read block by block, each time anew.
         task: `binary` (k is 1), `multiclass` or `multilabel`.
         label_smoothing: share of each label spread over the others, 0..1.
         penalties: strong to weak.
@@ -71,9 +74,11 @@ def fit(
     """
     softmax = activation(task) == "softmax"
     (x, y, w), (val_x, val_y, val_w) = _checked(train), _checked(val)
-    mean, scale = _standardise(x, val_x)
+    mean, scale = x.standards()
+    for features in (x, val_x):
+        features.standardise(mean, scale)
     y, val_y = (_smoothed(labels, softmax, label_smoothing) for labels in (y, val_y))
-    theta = np.zeros((x.shape[1] + 1, y.shape[1]))
+    theta = np.zeros((x.width + 1, y.shape[1]))
     theta[-1] = _prior(y, w, softmax)
 
     rows: list[dict[str, float]] = []
@@ -93,32 +98,62 @@ def fit(
     return Fitted(kernel.astype("float32"), bias.astype("float32"), chosen, rows)
 
 
-def _checked(samples: Samples) -> Samples:
-    """Return float32 copies; the weights then have mean 1."""
-    x, y, w = (np.array(part, "float32") for part in samples)
-    if not len(x):
-        raise DataError("train.features", "there are no features to fit a classifier on")
-    bad = np.count_nonzero(~np.isfinite(x).all(axis=1))
+class _Features:
+    """Features by blocks of rows: the one that stays in memory if all fit, else each read anew."""
+
+    def __init__(self, rows: Any):
+        if not len(rows):
+            raise DataError("train.features", "there are no features to fit a classifier on")
+        self._rows, self.size, self.width = rows, len(rows), rows[:1].shape[1]
+        step = max(1, BLOCK // max(self.width, 1))
+        self._parts = [slice(at, at + step) for at in range(0, self.size, step)]
+        self._standard: tuple[np.ndarray, np.ndarray] | None = None
+        self._kept = self._read(self._parts[0]) if len(self._parts) == 1 else None
+
+    def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Go through the blocks, float32: which rows, and their features."""
+        for part in self._parts:
+            yield part, self._read(part) if self._kept is None else self._kept
+
+    def standards(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and 1 / deviation `(d,)`; 0 in place of it for what is constant."""
+        mean, square = np.zeros(self.width), np.zeros(self.width)
+        for _, x in self:
+            mean += x.sum(axis=0, dtype="float64") / self.size
+        for _, x in self:
+            x = x - mean.astype("float32")
+            square += np.einsum("nd,nd->d", x, x, dtype="float64")
+        deviation = np.sqrt(square / self.size)
+        constant = deviation <= CONSTANT * np.abs(mean)
+        return mean, np.where(constant, 0, 1 / np.where(constant, 1, deviation))
+
+    def standardise(self, mean: np.ndarray, scale: np.ndarray) -> None:
+        """From now on, give features less `mean`, times `scale`."""
+        self._standard = mean.astype("float32"), scale.astype("float32")
+        if self._kept is not None:
+            self._kept = self._read(self._parts[0])
+
+    def _read(self, part: slice) -> np.ndarray:
+        found = np.array(self._rows[part], "float32")
+        if self._standard:
+            mean, scale = self._standard
+            found -= mean
+            found *= scale
+        return found
+
+
+def _checked(samples: Samples) -> tuple[_Features, np.ndarray, np.ndarray]:
+    """Return the parts of a split; the weights then have mean 1."""
+    x = _Features(samples[0])
+    y, w = (np.array(part, "float32") for part in samples[1:])
+    bad = sum(np.count_nonzero(~np.isfinite(rows).all(axis=1)) for _, rows in x)
     if bad:
         raise DataError(
             "train.features",
-            f"the network's features are NaN or infinite for {bad} of {len(x)} images",
+            f"the network's features are NaN or infinite for {bad} of {x.size} images",
             fix="check the weights and the normalisation that belongs to them",
         )
     return x, y, w / w.mean()
-
-
-def _standardise(x: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Change both in place by mean and deviation of `x`; return mean and 1 / deviation `(d,)`."""
-    mean = x.mean(axis=0, dtype="float64")
-    x -= mean
-    others -= mean
-    deviation = np.sqrt(np.einsum("nd,nd->d", x, x, dtype="float64") / len(x))
-    constant = deviation <= CONSTANT * np.abs(mean)
-    scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
-    x *= scale
-    others *= scale
-    return mean, scale
 
 
 def _smoothed(y: np.ndarray, softmax: bool, share: float) -> np.ndarray:
@@ -154,16 +189,19 @@ def _minimum(theta, x, y, w, softmax, l2, leave) -> np.ndarray:
     def objective(flat):
         leave()
         now = flat.reshape(theta.shape)
-        each, slope = _loss(_logits(x, now), y, softmax)
-        slope *= share[:, None]
-        gradient = np.concatenate([x.T @ slope, slope.sum(axis=0)[None]]).astype("float64")
+        value, gradient = l2 / 2 * np.square(now[:-1]).sum(), np.zeros(theta.shape)
+        for part, rows in x:
+            each, slope = _loss(_logits(rows, now), y[part], softmax)
+            slope *= share[part, None]
+            value += each @ share[part].astype("float64")
+            gradient[:-1] += rows.T @ slope
+            gradient[-1] += slope.sum(axis=0)
         gradient[:-1] += l2 * now[:-1]
-        penalty = l2 / 2 * np.square(now[:-1]).sum()
-        return each @ share.astype("float64") + penalty, gradient.ravel()
+        return value, gradient.ravel()
 
     options = {"maxiter": ITERATIONS, "ftol": TOLERANCE, "gtol": GRADIENT}
     # Small products on several threads are ten times slower where other work has the cores.
-    with threadpool_limits(1 if x.size * y.shape[1] < LARGE else None, "blas"):
+    with threadpool_limits(1 if x.size * x.width * y.shape[1] < LARGE else None, "blas"):
         found = minimize(objective, theta.ravel(), jac=True, method="L-BFGS-B", options=options)
     return found.x.reshape(theta.shape)
 
@@ -174,7 +212,7 @@ def _logits(x: np.ndarray, theta: np.ndarray) -> np.ndarray:
 
 def _told(theta, x, y, w, softmax) -> tuple[float, float]:
     """Return loss and accuracy as Keras tells them."""
-    logits = _logits(x, theta)
+    logits = np.concatenate([_logits(rows, theta) for _, rows in x])
     loss = np.average(_loss(logits, y, softmax)[0], weights=w)
     if softmax:
         return float(loss), float(np.mean(logits.argmax(axis=1) == y.argmax(axis=1)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import shutil
 import uuid
@@ -110,6 +111,13 @@ class Shelf:
         """Say that the shelf is in use: the one not used for longest goes first."""
         if (self.folder / "about.json").exists():
             os.utime(self.folder / "about.json")
+
+
+def let_go(shards: Iterable[np.ndarray]) -> None:
+    """Unmap what was read of shards; the system has it in its cache still, and maps it again."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for shard in shards:
+            shard.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
 
 class _Writer:

@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from dlzoo import create_model, load_data
 from dlzoo.data.pipeline import batches
 from dlzoo.errors import ResourceError
-from dlzoo.transfer import shelf
+from dlzoo.transfer import cache, shelf
 from dlzoo.transfer.cache import Activations, Frozen
 from dlzoo.zoo import graph
 
@@ -59,11 +61,33 @@ def test_activations_are_those_of_the_network_and_come_once(model, data):
     ((x, y, _),) = batches(data, "train", frozen.rule, batch=64)
     for place, activations in found.items():
         expected = np.asarray(graph.cut(model, place)[0](x, training=False))
-        np.testing.assert_allclose(activations.all(), expected, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(activations[:], expected, rtol=2e-3, atol=1e-3)
     np.testing.assert_array_equal(found["C4"].labels, y)
     again, n = computed(make(model, data), ["C4", "features"], "train")  # as another run would
     assert n == 0
-    np.testing.assert_array_equal(again["C4"].all(), found["C4"].all())
+    np.testing.assert_array_equal(again["C4"][:], found["C4"][:])
+
+
+def resident(folder):
+    """Return the kilobytes of files in a folder that count as memory of this process."""
+    found, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            here = str(folder) in line
+        elif here and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="how Linux tells it")
+def test_what_was_read_is_let_go(model, data, home, monkeypatch):
+    found = computed(make(model, data), ["C4"], "train")[0]["C4"]
+    before = found[:]
+    assert resident(home)
+    monkeypatch.setattr(cache, "MAPPED", 0)
+    np.testing.assert_array_equal(found[:], before)
+    assert not resident(home)
+    np.testing.assert_array_equal(found[:], before)
 
 
 def test_a_few_more_photos_cost_a_few_photos(model):
@@ -84,7 +108,7 @@ def test_the_same_image_twice_is_computed_once(model):
     data = load_data({"train": (x, y), "val": pictures(3, seed=1)}, test_split=0.0)
     found, n = computed(make(model, data), ["C4"], "train")
     assert n == 6
-    np.testing.assert_array_equal(found["C4"].all()[:6], found["C4"].all()[6:])
+    np.testing.assert_array_equal(found["C4"][:][:6], found["C4"][:][6:])
 
 
 def test_another_place_alone_is_computed_for_what_it_lacks(model, data):
@@ -124,7 +148,8 @@ def test_views_differ_and_do_not_depend_on_the_split(model):
         data = load_data((x, y), val_split=0.25, test_split=0.0, seed=seed)
         frozen = make(model, data, augment="strong")
         (activations,), n = computed(frozen, ["C2"], "train", views=3)[0].values(), frozen.speed
-        plain, varied = activations.all(0), activations.all(1)
+        every = np.arange(len(activations))
+        plain, varied = activations.take(every, 0), activations.take(every, 1)
         assert not np.allclose(plain, varied)
         found.append(dict(zip(data.keys("train"), varied, strict=True)))
     both = found[0].keys() & found[1].keys()
@@ -135,7 +160,7 @@ def test_views_differ_and_do_not_depend_on_the_split(model):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_shard_is_computed_anew(model, data, home, damage):
-    before = computed(make(model, data), ["C5"], "train")[0]["C5"].all()
+    before = computed(make(model, data), ["C5"], "train")[0]["C5"][:]
     (path,) = (home / "activations").glob("*/*.npy")
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
@@ -146,7 +171,7 @@ def test_a_damaged_shard_is_computed_anew(model, data, home, damage):
     }[damage]()
     after, n = computed(make(model, data), ["C5"], "train")
     assert n == data.splits["train"]
-    np.testing.assert_array_equal(after["C5"].all(), before)
+    np.testing.assert_array_equal(after["C5"][:], before)
 
 
 def _fill(home, pause):

@@ -1,0 +1,93 @@
+"""The solved head: the minimum that scikit-learn finds, in one block of features or in many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from dlzoo import DlzooError
+from dlzoo.transfer import probe
+from sklearn.linear_model import LogisticRegression
+
+N, WIDTH = 240, 12
+
+
+def samples(task="multiclass", seed=0):
+    """Return features of odd scales, one of them constant, labels that hang on them, weights."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(3, 1, (N, WIDTH)) * 10.0 ** (np.arange(WIDTH) % 5 - 2)
+    x[:, 5] = 7
+    noisy = (x - x.mean(0)) / (x.std(0) + 1e-9) + rng.normal(0, 1, x.shape)
+    if task == "binary":
+        y = (noisy[:, :1] > 0).astype("float32")
+    elif task == "multilabel":
+        y = (noisy[:, :3] > 0).astype("float32")
+    else:
+        y = np.eye(3, dtype="float32")[noisy[:, :3].argmax(1)]
+    return x.astype("float16").astype("float32"), y, rng.uniform(0.5, 2, N).astype("float32")
+
+
+@pytest.mark.parametrize("task", ["multiclass", "binary"])
+def test_the_minimum_is_that_of_scikit_learn(task):
+    (x, y, w), l2 = samples(task), 1e-2
+    found = probe.fit((x, y, w), samples(task, 1), task, penalties=(l2,))
+    w = w / w.mean()
+    scaled = (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1)
+    labels = y.argmax(1) if task == "multiclass" else y[:, 0]
+    theirs = LogisticRegression(C=1 / (l2 * N), tol=1e-8, max_iter=2000).fit(scaled, labels, w)
+    logits = x @ found.kernel + found.bias
+    expected = theirs.decision_function(scaled).reshape(N, -1)
+    if task == "multiclass":  # a number added to all logits changes nothing
+        logits = logits - logits.mean(1, keepdims=True)
+        expected = expected - expected.mean(1, keepdims=True)
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+    assert found.l2 == l2 and not found.kernel[5].any()
+
+
+class Rows:
+    """Features that are given by slices of rows, and tell how many were asked for at a time."""
+
+    def __init__(self, x):
+        self.x, self.most = x.astype("float16"), 0
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, part):
+        self.most = max(self.most, len(self.x[part]))
+        return self.x[part]
+
+
+@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel"])
+def test_block_by_block_it_is_the_same(monkeypatch, task):
+    train, val = samples(task), samples(task, 1)
+    whole = probe.fit(train, val, task, label_smoothing=0.1)
+    monkeypatch.setattr(probe, "BLOCK", 50 * WIDTH)
+    rows = Rows(train[0])
+    parts = probe.fit((rows, *train[1:]), (Rows(val[0]), *val[1:]), task, label_smoothing=0.1)
+    assert rows.most == 50 and len(whole.rows) > 3
+    assert parts.l2 == whole.l2 and len(parts.rows) == len(whole.rows)
+    for name in ("loss", "acc", "val_loss", "val_acc"):
+        ours, theirs = ([row[name] for row in found.rows] for found in (parts, whole))
+        np.testing.assert_allclose(ours, theirs, atol=5e-3)
+    np.testing.assert_allclose(
+        train[0] @ parts.kernel + parts.bias, train[0] @ whole.kernel + whole.bias, atol=0.05
+    )
+
+
+def test_the_penalty_is_the_best_on_validation_and_the_path_ends_there():
+    found = probe.fit(samples(), samples(seed=1), "multiclass")
+    best = min(found.rows, key=lambda row: row["val_loss"])
+    assert found.l2 == best["l2"] and len(found.rows) < len(probe.PENALTIES)
+    assert [row["l2"] for row in found.rows] == list(probe.PENALTIES[: len(found.rows)])
+
+
+@pytest.mark.parametrize("block", [1 << 25, 50 * WIDTH])
+def test_features_that_are_no_numbers_are_counted(monkeypatch, block):
+    monkeypatch.setattr(probe, "BLOCK", block)
+    x, y, w = samples()
+    x[[3, 100]] = np.nan
+    with pytest.raises(DlzooError, match=f"2 of {N} images") as error:
+        probe.fit((x, y, w), samples(seed=1), "multiclass")
+    assert error.value.id == "train.features"
+    with pytest.raises(DlzooError, match="no features"):
+        probe.fit(samples(), (x[:0], y[:0], w[:0]), "multiclass")
