@@ -13,15 +13,20 @@ help:
 	@echo "make docs       the pages of docs/, the reference and the commands as a site"
 	@echo "make test-full  the demo, and every model of the zoo, against torch where that is installed"
 
-$(VENV)/.ready: setup.cfg pyproject.toml
+# What is never imported need not be compiled.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(INSTALL) --upgrade pip
+
+$(VENV)/.ready: setup.cfg pyproject.toml | $(BIN)/python
+	$(INSTALL) -e .
 	touch $@
 
-$(VENV)/.ready-test: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,lite]"
-	touch $@
+$(VENV)/.ready-test: setup.cfg pyproject.toml | $(BIN)/python
+	$(INSTALL) -e ".[test,lite]"
+	touch $(VENV)/.ready $@
 
 demo: $(VENV)/.ready
 	$(BIN)/dlzoo finetune --data digits --fail-under 0.95
@@ -33,14 +38,14 @@ test-resume: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n $(JOBS) -m "long or not full" tests/resume tests/distributed
 
 test-backends: $(VENV)/.ready-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[jax,torch]"
+	$(INSTALL) -e ".[jax,torch]"
 	$(BIN)/python -m pytest tests/matrix/test_backends.py
 
 test-full: lint types demo
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"
 
 docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(INSTALL) -e ".[docs]"
 	mkdir -p .typecheck && ln -sfn .. .typecheck/dlzoo
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo site/index.html

@@ -172,13 +172,14 @@ def test_a_run_goes_on_from_any_folder_and_with_photos_that_moved(tmp_path, monk
         for name in ("daisy", "rose") for i in range(30)
     ))  # fmt: skip
     given = interrupt(monkeypatch, data="photos", split_file=str(split), out="runs")
+    shutil.copytree("runs", "interrupted")
     monkeypatch.chdir(tmp_path / "there")
     run = resume(tmp_path / "here" / "runs" / "run")
     assert run.status == "finished" and run.data.splits["val"] == 10
 
-    shutil.rmtree(run.path)
     monkeypatch.chdir(tmp_path / "here")
-    interrupt(monkeypatch, data="photos", split_file=str(split), out="runs")
+    shutil.rmtree("runs")
+    Path("interrupted").rename("runs")
     Path("photos").rename("moved")
     run = finetune(**given | {"data": "moved"}, resume="auto")
     assert run.status == "finished" and load_run(run.path).data.splits["val"] == 10
