@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ class History(Resumable):
     """Collect the epochs' rows, and write them as CSV after each.
 
     A row has `stage`, `epoch` (from 1, over all stages), the epoch's logs, `lr` (that of its
-    last step) and `seconds`.
+    last step; none where the optimizer's is NaN, as no steps were taken) and `seconds`.
 
     Args:
         path: CSV file, replaced as a whole after each epoch; None keeps the rows in memory.
@@ -44,7 +45,8 @@ class History(Resumable):
         """Add the row and write the file."""
         measured = {name: float(value) for name, value in logs.items()}
         row: dict[str, Any] = {"stage": self.stage, "epoch": len(self.rows) + 1, **measured}
-        row["lr"] = learning_rate(self.model.optimizer)
+        if math.isfinite(rate := learning_rate(self.model.optimizer)):
+            row["lr"] = rate
         row["seconds"] = round(time.perf_counter() - self._begun, 3)
         self.rows.append(row)
         if self.path is not None:

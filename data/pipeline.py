@@ -91,6 +91,7 @@ def batches(
     rows: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     part: Part | None = None,
+    hold: bool = True,
 ) -> tf.data.Dataset:
     """Return the batches of a split, for one epoch or many.
 
@@ -116,6 +117,7 @@ def batches(
         weights: per class (classes,), from `class_weights`; an image weighs as its class, or
             as its classes on average.
         part: only what this replica computes of each batch.
+        hold: keep decoded images in memory for the next pass, within bounds.
 
     Returns:
         (image float32 (b, size, size, 3) in 0..255, label float32 (b, k), weight float32 (b,));
@@ -147,7 +149,7 @@ def batches(
 
     def fetch(index: np.ndarray) -> np.ndarray:
         try:
-            return images.get(records[index])
+            return images.get(records[index], hold)
         except DataError as error:
             data.failure = error
             raise
@@ -354,12 +356,12 @@ class _Images:
         self._left = _budget()
         self._lock = threading.Lock()
 
-    def get(self, record: Record) -> np.ndarray:
+    def get(self, record: Record, hold: bool) -> np.ndarray:
         held = self._held.get(record.key)
         if held is None:
             held = reduce_pixels(self._read(record), self.short)
             with self._lock:
-                if record.key not in self._held and held.nbytes <= self._left:
+                if hold and record.key not in self._held and held.nbytes <= self._left:
                     self._left -= held.nbytes
                     self._held[record.key] = held
         return held

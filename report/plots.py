@@ -36,13 +36,13 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None
     if best is None and np.isfinite(series.get("val_loss", np.array([np.nan]))).any():
         best = int(np.nanargmin(series["val_loss"])) + 1
     panels = [("loss", "loss"), (score, "accuracy"), ("lr", "learning rate")]
-    panels = [(name, title) for name, title in panels if name in series]
+    panels = [pair for pair in panels if np.isfinite(series.get(pair[0], np.nan)).any()]
     figure = new_figure(7, 0.6 + 2 * len(panels))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, title) in zip(axes, panels, strict=True):
         if name == "lr":
             axis.plot(epochs, series[name], color=GREY, marker=".", drawstyle="steps-mid")
-            if (series[name] > 0).all():
+            if np.nanmin(series[name]) > 0:
                 axis.set_yscale("log")
         else:
             marker = "o" if len(rows) <= 40 else None

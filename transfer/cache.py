@@ -162,6 +162,7 @@ class Frozen:
         augment: level of the views after the first.
         batch: images computed at a time.
         steady: take the same engine each time, not the one that is faster just now.
+        hold: the images of a pass will be wanted again.
         workers: the processes that compute what lacks together; each then has all of it.
         leave: called with the number of images after each batch; raises to give up.
         say: told who is being waited for.
@@ -180,6 +181,7 @@ class Frozen:
         augment: str = "none",
         batch: int = 32,
         steady: bool = False,
+        hold: bool = True,
         workers: Workers | None = None,
         leave: Callable[[int], None] = lambda images: None,
         say: Callable[[str], None] = lambda line: None,
@@ -187,7 +189,7 @@ class Frozen:
     ):
         self.bar, self._tell = bar, lambda images: None
         self.model, self.data, self.rule = model, data, rule
-        self.augment, self.batch, self.steady = augment, batch, steady
+        self.augment, self.batch, self.steady, self.hold = augment, batch, steady, hold
         self.leave, self.say = leave, say
         self.workers = workers or Workers()
         self.speed = Speed()
@@ -347,6 +349,7 @@ class Frozen:
             augment=self.augment,
             view=view,
             rows=rows,
+            hold=self.hold,
         )
         writers = [shelf.writer() for shelf in shelves.values()]
         began = mark = time.perf_counter()

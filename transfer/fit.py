@@ -229,6 +229,7 @@ class _Training:
         )
         self.frozen = Frozen(
             model, data, rule, augment=plan.augment, steady=how.deterministic,
+            hold=len(plan.stages) > 1 or plan.stages[0].views > 1,
             workers=self.workers, leave=self.leave_if_asked, say=say, bar=bar,
         )  # fmt: skip
         self.outcome = Outcome()
@@ -505,6 +506,7 @@ class _Training:
         every = keras.callbacks.CallbackList(callbacks, model=trained, epochs=1, steps=1)
         every.on_train_begin()
         every.on_epoch_begin(0)
+        trained.optimizer.learning_rate = math.nan  # it takes no steps
         logits, figures = self.model.get_layer("logits"), None
         kernel, bias = logits.get_weights()
         if self.workers.chief:

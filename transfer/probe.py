@@ -134,7 +134,9 @@ class _Features:
             self._kept = self._read(self._parts[0])
 
     def _read(self, part: slice) -> np.ndarray:
-        found = np.array(self._rows[part], "float32")
+        found = self._rows[part]
+        # what owns its values was made for us; a part of an array is somebody's
+        found = np.array(found, "float32", copy=None if found.flags.owndata else True)
         if self._standard:
             mean, scale = self._standard
             found -= mean

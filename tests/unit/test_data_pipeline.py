@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from dlzoo import load_data
 from dlzoo.data.pipeline import batches, class_weights, load_image, permutation, resize_rule
+from dlzoo.data.records import Record
 from dlzoo.data.resize import reduce_pixels
 from dlzoo.errors import DataError, UsageError
 from dlzoo.zoo.spec import Preprocess
@@ -109,6 +110,20 @@ def test_threads_and_memory_do_not_matter(data, monkeypatch):
     data.memory = None
     equal(collect(batches(data, "train", P, **options)), usual)
     data.memory = None
+
+
+def test_what_comes_once_is_not_held(data, monkeypatch):
+    real, read = Record.pixels, []
+
+    def counted(self, *args):
+        read.append(self.key)
+        return real(self, *args)
+
+    monkeypatch.setattr(Record, "pixels", counted)
+    data.memory, n = None, len(data.records("val"))
+    for hold, reads in ((False, n), (True, 2 * n), (True, 2 * n), (False, 2 * n)):
+        collect(batches(data, "val", P, batch=9, view=0, hold=hold))
+        assert len(read) == reads
 
 
 def test_epochs_and_seeds_augment_differently(data):

@@ -221,9 +221,9 @@ def test_images_that_take_longer_than_the_network_are_told_of(data, monkeypatch,
 
     get = _Images.get
 
-    def wait(self, record):
+    def wait(self, record, hold):
         time.sleep(0.05 if slow else 0)
-        return get(self, record)
+        return get(self, record, hold)
 
     monkeypatch.setattr(_Images, "get", wait)
     said, model = [], build("lenet5", in_chans=3)

@@ -64,9 +64,9 @@ def test_the_run_learns_and_tells_everything(run, photos):
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 and all(row["label"] == row["predicted"] for row in rows)
     with (run.path / "metrics.csv").open() as file:
-        assert [int(r["epoch"]) for r in csv.DictReader(file)] == list(
-            range(1, found["epochs"] + 1)
-        )
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, found["epochs"] + 1))
+    assert rows[0]["stage"] == "head" and not rows[0]["lr"]  # it is solved
     for plot in ("curves", "confusion"):
         assert Image.open(run.path / "plots" / f"{plot}.png").size[0] > 300
     assert not (run.path / "ckpt").exists()
