@@ -23,7 +23,8 @@ ITERATIONS = 100  # of L-BFGS for each penalty; warm starts need 10 to 40
 TOLERANCE = 1e-5  # relative fall of the objective in one iteration that ends the fit
 GRADIENT = 1e-7  # or its largest entry
 LARGE = 1e9  # multiply-accumulates of one evaluation from which a second thread pays
-BLOCK = 1 << 25  # features that are in memory at a time: 128 MB
+KEPT = 1 << 25  # features that stay in memory: 128 MB
+BLOCK = 1 << 20  # of more than those, so many at a time: 4 MB, what a processor has at hand
 CONSTANT = 1e-6  # a deviation smaller than this share of the mean is rounding
 
 Samples = tuple[Any, np.ndarray, np.ndarray]
@@ -63,7 +64,8 @@ def fit(
     Args:
         train, val: features, labels `(n, k)` in 0..1 (soft ones too), weights `(n,)`. Features
             are an array `(n, d)` of any float type, or what gives one for each slice of rows, such
-            as `Activations`; if they are many, they are read block by block, each time anew.
+            as `Activations`. If they are many, the path is begun on as many as fit into memory,
+            and ends on all of them, which are read block by block, each time anew.
         task: `binary` (k is 1), `multiclass` or `multilabel`.
         label_smoothing: share of each label spread over the others, 0..1.
         penalties: strong to weak.
@@ -80,6 +82,13 @@ def fit(
     y, val_y = (_smoothed(labels, softmax, label_smoothing) for labels in (y, val_y))
     theta = np.zeros((x.width + 1, y.shape[1]))
     theta[-1] = _prior(y, w, softmax)
+    if x.times > 1 and len(penalties) > 1:
+        few = tuple(part[:: x.times] for part in train)
+        options: Any = {"label_smoothing": label_smoothing, "penalties": penalties}
+        found = fit(few, val, task, leave=leave, **options)
+        penalties = penalties[penalties.index(found.l2) :]  # more images want no stronger one
+        np.divide(found.kernel, scale[:, None], out=theta[:-1], where=scale[:, None] > 0)
+        theta[-1] = found.bias + mean @ found.kernel
 
     rows: list[dict[str, float]] = []
     best, chosen, worse = theta, penalties[0], 0
@@ -105,7 +114,8 @@ class _Features:
         if not len(rows):
             raise DataError("train.features", "there are no features to fit a classifier on")
         self._rows, self.size, self.width = rows, len(rows), rows[:1].shape[1]
-        step = max(1, BLOCK // max(self.width, 1))
+        self.times = -(-self.size * self.width // KEPT)  # what may be kept
+        step = self.size if self.times <= 1 else max(1, BLOCK // self.width)
         self._parts = [slice(at, at + step) for at in range(0, self.size, step)]
         self._standard: tuple[np.ndarray, np.ndarray] | None = None
         self._kept = self._read(self._parts[0]) if len(self._parts) == 1 else None
