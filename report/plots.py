@@ -36,7 +36,11 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None
     if best is None and np.isfinite(series.get("val_loss", np.array([np.nan]))).any():
         best = int(np.nanargmin(series["val_loss"])) + 1
     panels = [("loss", "loss"), (score, "accuracy"), ("lr", "learning rate")]
-    panels = [pair for pair in panels if np.isfinite(series.get(pair[0], np.nan)).any()]
+    panels = [
+        (name, title)
+        for name, title in panels
+        if name in series and np.isfinite(series[name]).any()
+    ]
     figure = new_figure(7, 0.6 + 2 * len(panels))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, title) in zip(axes, panels, strict=True):

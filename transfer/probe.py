@@ -83,7 +83,7 @@ def fit(
     theta = np.zeros((x.width + 1, y.shape[1]))
     theta[-1] = _prior(y, w, softmax)
     if x.times > 1 and len(penalties) > 1:
-        few = tuple(part[:: x.times] for part in train)
+        few = train[0][:: x.times], train[1][:: x.times], train[2][:: x.times]
         options: Any = {"label_smoothing": label_smoothing, "penalties": penalties}
         found = fit(few, val, task, leave=leave, **options)
         penalties = penalties[penalties.index(found.l2) :]  # more images want no stronger one
