@@ -319,11 +319,16 @@ def make_plan(
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
     for_head = {key: value for key, value in for_stages.items() if key not in OF_STEPS}
-    if for_head != for_stages and all(s == HEAD for s in chosen):
-        # who chooses how steps are taken wants steps; with deeper stages these are meant
-        chosen = tuple(map(head_by_steps, chosen))
+    if for_head != for_stages:
+        # Who chooses how steps are taken wants steps. Where there are deeper stages theirs are
+        # meant, but for a head that was given epochs.
+        solved = [s.optimizer == LBFGS for s in chosen]
+        chosen = tuple(
+            head_by_steps(s) if is_solved and (all(solved) or s.epochs != HEAD.epochs) else s
+            for s, is_solved in zip(chosen, solved, strict=True)
+        )
     chosen = tuple(
-        replace(s, **_known(Stage, for_head if s == HEAD else for_stages)) for s in chosen
+        replace(s, **_known(Stage, for_head if s.optimizer == LBFGS else for_stages)) for s in chosen
     )
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))

@@ -48,6 +48,9 @@ def test_a_learning_rate_is_for_stages_that_take_steps():
     assert (top.lr, top.optimizer) == (1e-4, "sgd")
     (head,) = make_plan("fast", overrides={"lr": 1e-4}).stages
     assert head.lr == 1e-4 and head.optimizer != "lbfgs" and head.epochs > 10
+    for stages in ("head:3", "head:3,C5:2"):  # these are epochs of steps
+        head, *_ = make_plan("balanced", stages=stages, overrides={"lr": 1e-4}).stages
+        assert (head.lr, head.epochs) == (1e-4, 3) and head.optimizer != "lbfgs"
 
 
 def test_pain_44_networks_without_batchnorm_are_fine_tuned_more_slowly():
