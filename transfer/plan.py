@@ -328,7 +328,8 @@ def make_plan(
             for s, is_solved in zip(chosen, solved, strict=True)
         )
     chosen = tuple(
-        replace(s, **_known(Stage, for_head if s.optimizer == LBFGS else for_stages)) for s in chosen
+        replace(s, **_known(Stage, for_head if s.optimizer == LBFGS else for_stages))
+        for s in chosen
     )
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))

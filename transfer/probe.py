@@ -23,7 +23,7 @@ ITERATIONS = 100  # of L-BFGS for each penalty; warm starts need 10 to 40
 TOLERANCE = 1e-5  # relative fall of the objective in one iteration that ends the fit
 GRADIENT = 1e-7  # or its largest entry
 LARGE = 1e9  # multiply-accumulates of one evaluation from which a second thread pays
-KEPT = 1 << 25  # features that stay in memory: 128 MB
+KEPT = 1 << 24  # features that stay in memory: 64 MB
 BLOCK = 1 << 20  # of more than those, so many at a time: 4 MB, what a processor has at hand
 CONSTANT = 1e-6  # a deviation smaller than this share of the mean is rounding
 
@@ -141,17 +141,20 @@ class _Features:
         """From now on, give features less `mean`, times `scale`."""
         self._standard = mean.astype("float32"), scale.astype("float32")
         if self._kept is not None:
-            self._kept = self._read(self._parts[0])
+            self._move(self._kept)
 
     def _read(self, part: slice) -> np.ndarray:
         found = self._rows[part]
         # what owns its values was made for us; a part of an array is somebody's
         found = np.array(found, "float32", copy=None if found.flags.owndata else True)
-        if self._standard:
-            mean, scale = self._standard
-            found -= mean
-            found *= scale
-        return found
+        return self._move(found) if self._standard else found
+
+    def _move(self, x: np.ndarray) -> np.ndarray:
+        assert self._standard
+        mean, scale = self._standard
+        x -= mean
+        x *= scale
+        return x
 
 
 def _checked(samples: Samples) -> tuple[_Features, np.ndarray, np.ndarray]:
