@@ -31,6 +31,8 @@ NO_HASH = {
 }
 # SavedModels take long to write, and other tests write some
 FEW = {"lenet5", "resnet18"}
+# a training step for each group of layers takes seconds
+STEPPED = {"mlp", "lenet5", "resnet18", "convnext_tiny", "efficientnet_lite0"}
 some = pytest.mark.parametrize("name", rows(zoo.list_models(), FEW), indirect=True)
 varied = pytest.mark.parametrize("name", rows(zoo.list_models(), VARIED), indirect=True)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -170,7 +172,7 @@ def test_06_groups_partition_the_layers_in_order(name, build):
     assert model.get_layer("logits") in groups["head"]
 
 
-@varied
+@pytest.mark.parametrize("name", rows(zoo.list_models(), STEPPED), indirect=True)
 def test_07_freezing(restored, images):
     model = restored
     groups = list(graph.groups(model).values())
