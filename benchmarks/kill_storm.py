@@ -123,7 +123,8 @@ def photos(root: Path, kills: int, seed: int, preset: str, save_every: str) -> d
         began = time.perf_counter()
         child = subprocess.Popen([*command("killed"), "--quiet"], env=environment("killed"))
         try:
-            child.wait(rng.uniform(0.1, 0.6) * alone)
+            child.wait(rng.uniform(0.3, 1) * alone / (kills + 1))  # all of them before it ends
+            raise SystemExit("it ended before it was killed")
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             child.wait()
