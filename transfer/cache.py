@@ -75,10 +75,10 @@ class Activations:
         for shard in np.unique(place[:, 0]):
             here = np.flatnonzero(place[:, 0] == shard)
             found[_span(here)] = self._shards[shard][_span(place[here, 1])]
-        self._mapped += len(indices) * max(found[:1].nbytes // 2, MAPPED_AROUND)
-        if self._mapped > MAPPED:
-            self._mapped = 0
-            let_go(self._shards)
+            self._mapped += len(here) * max(found[:1].nbytes // 2, MAPPED_AROUND)
+            if self._mapped > MAPPED:
+                self._mapped = 0
+                let_go(self._shards)
         return found
 
     def batches(
