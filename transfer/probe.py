@@ -19,6 +19,8 @@ from .losses import activation
 
 PENALTIES = tuple(10.0 ** (-k / 2) for k in range(1, 13))  # 0.3 to 1e-6, strong to weak
 WORSE = 2  # penalties in a row without a better validation loss that end the path
+# of images that are read anew each time; what is left out is less than they differ by chance
+WORSE_OF_MANY, TOLERANCE_OF_MANY = 1, 1e-4
 ITERATIONS = 100  # of L-BFGS for each penalty; warm starts need 10 to 40
 TOLERANCE = 1e-5  # relative fall of the objective in one iteration that ends the fit
 GRADIENT = 1e-7  # or its largest entry
@@ -82,25 +84,28 @@ def fit(
     y, val_y = (_smoothed(labels, softmax, label_smoothing) for labels in (y, val_y))
     theta = np.zeros((x.width + 1, y.shape[1]))
     theta[-1] = _prior(y, w, softmax)
+    patience, tolerance = WORSE, TOLERANCE
+    if x.times > 1:
+        patience, tolerance = WORSE_OF_MANY, TOLERANCE_OF_MANY
     if x.times > 1 and len(penalties) > 1:
         few = train[0][:: x.times], train[1][:: x.times], train[2][:: x.times]
         options: Any = {"label_smoothing": label_smoothing, "penalties": penalties}
         found = fit(few, val, task, leave=leave, **options)
-        penalties = penalties[penalties.index(found.l2) :]  # more images want no stronger one
+        penalties = penalties[max(0, penalties.index(found.l2) - 1) :]
         np.divide(found.kernel, scale[:, None], out=theta[:-1], where=scale[:, None] > 0)
         theta[-1] = found.bias + mean @ found.kernel
 
     rows: list[dict[str, float]] = []
     best, chosen, worse = theta, penalties[0], 0
     for l2 in penalties:
-        theta = _minimum(theta, x, y, w, softmax, l2, leave)
+        theta = _minimum(theta, x, y, w, softmax, l2, tolerance, leave)
         (loss, acc), (val_loss, val_acc) = (
             _told(theta, *split, softmax) for split in ((x, y, w), (val_x, val_y, val_w))
         )
         better = all(val_loss < row["val_loss"] for row in rows)
         rows.append({"l2": l2, "loss": loss, "acc": acc, "val_loss": val_loss, "val_acc": val_acc})
         best, chosen, worse = (theta, l2, 0) if better else (best, chosen, worse + 1)
-        if worse == WORSE:
+        if worse == patience:
             break
     kernel = best[:-1] * scale[:, None]
     bias = best[-1] - mean @ kernel
@@ -194,7 +199,7 @@ def _loss(logits: np.ndarray, y: np.ndarray, softmax: bool) -> tuple[np.ndarray,
     return loss.sum(axis=1), np.where(logits > 0, 1, small) / (1 + small) - y
 
 
-def _minimum(theta, x, y, w, softmax, l2, leave) -> np.ndarray:
+def _minimum(theta, x, y, w, softmax, l2, tolerance, leave) -> np.ndarray:
     """Return what minimises the objective: the kernel and, below it, the bias `(d + 1, k)`."""
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
@@ -214,7 +219,7 @@ def _minimum(theta, x, y, w, softmax, l2, leave) -> np.ndarray:
         gradient[:-1] += l2 * now[:-1]
         return value, gradient.ravel()
 
-    options = {"maxiter": ITERATIONS, "ftol": TOLERANCE, "gtol": GRADIENT}
+    options = {"maxiter": ITERATIONS, "ftol": tolerance, "gtol": GRADIENT}
     # Small products on several threads are ten times slower where other work has the cores.
     with threadpool_limits(1 if x.size * x.width * y.shape[1] < LARGE else None, "blas"):
         found = minimize(objective, theta.ravel(), jac=True, method="L-BFGS-B", options=options)
