@@ -137,7 +137,7 @@ def photos(root: Path, kills: int, seed: int, preset: str, save_every: str) -> d
         command("killed"), env=environment("killed"), stderr=subprocess.PIPE, text=True
     )
     assert last.stderr
-    goes_on, said = None, []  # None: killed before the first checkpoint
+    goes_on, said = None, []  # None: killed where no stage was under way
     for line in last.stderr:
         said.append(line)
         if "going on in stage" in line:
