@@ -208,6 +208,7 @@ def test_pain_44_a_collapsed_network_is_stopped_and_told_what_to_change(data, ra
 @pytest.mark.full
 def test_pain_49_the_same_seed_gives_the_same_weights(odd_run, again):
     """Two processes with --deterministic: bits, predictions and curves are equal."""
+    assert json.loads(again.out)["run"] == str(again.path)  # alone on stdout
     first, second = (load_run(run.path) for run in (odd_run, again))
     for mine, theirs in zip(
         first.classifier.model.get_weights(), second.classifier.model.get_weights(), strict=True
@@ -222,10 +223,9 @@ def test_pain_49_the_same_seed_gives_the_same_weights(odd_run, again):
     assert curves[0] == curves[1]
 
 
-def test_pain_50_without_a_terminal(odd_run, again, seen):
-    """One plain line an epoch on stderr, the result alone on stdout, as JSON if asked."""
+def test_pain_50_without_a_terminal(odd_run, seen):
+    """One plain line an epoch on stderr, the result alone on stdout."""
     assert odd_run.out == f"{odd_run.path}\n"
-    assert json.loads(again.out)["run"] == str(again.path)
     assert odd_run.err.isascii() and not re.search(r"[\r\x1b\x08]", odd_run.err)
     lines = re.findall(r"^stage all +(\d)/4  loss .*", odd_run.err, re.MULTILINE)
     assert lines == ["1", "2", "3", "4"]
