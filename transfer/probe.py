@@ -88,7 +88,8 @@ def fit(
     if x.times > 1:
         patience, tolerance = WORSE_OF_MANY, TOLERANCE_OF_MANY
     if x.times > 1 and len(penalties) > 1:
-        few = train[0][:: x.times], train[1][:: x.times], train[2][:: x.times]
+        some = slice(None, None, x.times)
+        few = _Every(train[0], x.times), train[1][some], train[2][some]
         options: Any = {"label_smoothing": label_smoothing, "penalties": penalties}
         found = fit(few, val, task, leave=leave, **options)
         penalties = penalties[max(0, penalties.index(found.l2) - 1) :]
@@ -110,6 +111,20 @@ def fit(
     kernel = best[:-1] * scale[:, None]
     bias = best[-1] - mean @ kernel
     return Fitted(kernel.astype("float32"), bias.astype("float32"), chosen, rows)
+
+
+class _Every:
+    """Every so-manyth row of features."""
+
+    def __init__(self, rows: Any, times: int):
+        self._rows, self._times = rows, times
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._times)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        first, last, _ = part.indices(len(self))
+        return self._rows[first * self._times : last * self._times : self._times]
 
 
 class _Features:
@@ -136,8 +151,9 @@ class _Features:
         for _, x in self:
             mean += x.sum(axis=0, dtype="float64") / self.size
         for _, x in self:
-            x = x - mean.astype("float32")
-            square += np.einsum("nd,nd->d", x, x, dtype="float64")
+            for rows in np.array_split(x, max(1, x.size // BLOCK)):
+                rows = rows - mean.astype("float32")
+                square += np.einsum("nd,nd->d", rows, rows, dtype="float64")
         deviation = np.sqrt(square / self.size)
         constant = deviation <= CONSTANT * np.abs(mean)
         return mean, np.where(constant, 0, 1 / np.where(constant, 1, deviation))
