@@ -180,19 +180,14 @@ def prepare(
     model: Any, job: Job, stage: Stage, multipliers: dict[str, float] | None = None
 ) -> None:
     """Compile a model for a stage as a run would."""
-    from .transfer.losses import make_loss, make_metrics
-    from .transfer.optim import make_optimizer
+    from .transfer.losses import make_loss
+    from .transfer.optim import compile_model, make_optimizer
 
     optimizer = make_optimizer(
         stage.optimizer, stage.lr, weight_decay=stage.weight_decay, multipliers=multipliers
     )
-    optimizer.build(model.trainable_variables)  # created while tracing, each slot costs dearly
-    model.compile(
-        optimizer,
-        make_loss(job.data.task, job.plan.label_smoothing),
-        metrics=make_metrics(job.data.task),
-        jit_compile=False,  # XLA makes convolutions several times slower on a CPU
-    )
+    task = job.data.task
+    compile_model(model, optimizer, make_loss(task, job.plan.label_smoothing), task)
 
 
 def _activations(

@@ -45,9 +45,9 @@ from . import engine, estimate, probe
 from .cache import Activations, Frozen
 from .distribute import Machine
 from .freeze import Split, frozen_part, unfreeze
-from .losses import make_loss, make_metrics, regularize
+from .losses import make_loss, regularize
 from .memory import traced_graphs_let_go
-from .optim import layer_multipliers, make_optimizer
+from .optim import compile_model, layer_multipliers, make_optimizer
 from .plan import HEAD, LBFGS, Plan, Stage, head_by_steps
 from .replicas import replicated, spread
 from .tail import trainable_view
@@ -164,13 +164,8 @@ def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> li
         optimizer = make_optimizer(
             "adamw" if stage.optimizer == LBFGS else stage.optimizer, stage.lr
         )
-        optimizer.build(trained.trainable_variables)
-        trained.compile(
-            optimizer,
-            make_loss(data.task, plan.label_smoothing),
-            metrics=make_metrics(data.task),
-            jit_compile=False,
-        )
+        loss_of = make_loss(data.task, plan.label_smoothing)
+        compile_model(trained, optimizer, loss_of, data.task)
         loss, *_ = trained.train_on_batch(x, labels)
         began = time.perf_counter()
         trained.train_on_batch(x, labels)
@@ -430,13 +425,9 @@ class _Training:
             ema=(self.plan.ema or None) if by_steps else None,
             accumulate=together,
         )
-        optimizer.build(trained.trainable_variables)
-        trained.compile(
-            optimizer=optimizer,
-            loss=make_loss(self.data.task, self.plan.label_smoothing, self.plan.temperature),
-            **{"weighted_metrics" if several else "metrics": make_metrics(self.data.task)},
-            jit_compile=False,  # XLA makes convolutions several times slower on a CPU
-        )
+        task, plan = self.data.task, self.plan
+        loss = make_loss(task, plan.label_smoothing, plan.temperature)
+        compile_model(trained, optimizer, loss, task, weighted=several)
         some = self.data.labels("train")[:1]
         targets = self.data.targets("train")[:1]
         build_metrics(trained, targets, np.zeros_like(some), np.ones(1, np.float32))

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from ..errors import UsageError, nearest
+from .losses import make_metrics
 
 
 class Layerwise:
@@ -136,6 +137,29 @@ def make_optimizer(
         return LayerwiseAdam(lr, **common)
     momentum = 0.0 if name == "sgd" else float(momentum)
     return LayerwiseSGD(lr, momentum=momentum, nesterov=name == "nesterov", **common)
+
+
+def compile_model(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    loss: Any,
+    task: str,
+    *,
+    weighted: bool = False,
+) -> None:
+    """Compile a model for training, with the metrics of a task.
+
+    Args:
+        weighted: the metrics count an image by its weight.
+    """
+    # The slots come first: made while the step is traced, each takes as long as many operations.
+    optimizer.build(model.trainable_variables)
+    model.compile(
+        optimizer=optimizer,
+        loss=loss,
+        **{"weighted_metrics" if weighted else "metrics": make_metrics(task)},
+        jit_compile=False,  # XLA makes convolutions several times slower on a CPU
+    )
 
 
 def layer_multipliers(
