@@ -84,14 +84,13 @@ def fit(
     y, val_y = (_smoothed(labels, softmax, label_smoothing) for labels in (y, val_y))
     theta = np.zeros((x.width + 1, y.shape[1]))
     theta[-1] = _prior(y, w, softmax)
-    patience, tolerance = WORSE, TOLERANCE
-    if x.times > 1:
-        patience, tolerance = WORSE_OF_MANY, TOLERANCE_OF_MANY
-    if x.times > 1 and len(penalties) > 1:
-        some = slice(None, None, x.times)
-        few = _Every(train[0], x.times), train[1][some], train[2][some]
-        options: Any = {"label_smoothing": label_smoothing, "penalties": penalties}
-        found = fit(few, val, task, leave=leave, **options)
+    many = x.times > 1
+    patience, tolerance = (WORSE_OF_MANY, TOLERANCE_OF_MANY) if many else (WORSE, TOLERANCE)
+    if many:
+        few = _Every(train[0], x.times), train[1][:: x.times], train[2][:: x.times]
+        found = fit(
+            few, val, task, label_smoothing=label_smoothing, penalties=penalties, leave=leave
+        )
         penalties = penalties[max(0, penalties.index(found.l2) - 1) :]
         np.divide(found.kernel, scale[:, None], out=theta[:-1], where=scale[:, None] > 0)
         theta[-1] = found.bias + mean @ found.kernel
@@ -134,7 +133,7 @@ class _Features:
         if not len(rows):
             raise DataError("train.features", "there are no features to fit a classifier on")
         self._rows, self.size, self.width = rows, len(rows), rows[:1].shape[1]
-        self.times = -(-self.size * self.width // KEPT)  # what may be kept
+        self.times = min(self.size, -(-self.size * self.width // KEPT))  # what may be kept
         step = self.size if self.times <= 1 else max(1, BLOCK // self.width)
         self._parts = [slice(at, at + step) for at in range(0, self.size, step)]
         self._standard: tuple[np.ndarray, np.ndarray] | None = None
@@ -146,21 +145,23 @@ class _Features:
             yield part, self._read(part) if self._kept is None else self._kept
 
     def standards(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and 1 / deviation `(d,)`; 0 in place of it for what is constant."""
+        """Return mean and 1 / deviation, float32 `(d,)`; 0 in place of it for what is constant."""
         mean, square = np.zeros(self.width), np.zeros(self.width)
         for _, x in self:
             mean += x.sum(axis=0, dtype="float64") / self.size
+        mean = mean.astype("float32")  # the same that is taken off, and told of in the bias
         for _, x in self:
             for rows in np.array_split(x, max(1, x.size // BLOCK)):
-                rows = rows - mean.astype("float32")
+                rows = rows - mean
                 square += np.einsum("nd,nd->d", rows, rows, dtype="float64")
         deviation = np.sqrt(square / self.size)
         constant = deviation <= CONSTANT * np.abs(mean)
-        return mean, np.where(constant, 0, 1 / np.where(constant, 1, deviation))
+        scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
+        return mean, scale.astype("float32")
 
     def standardise(self, mean: np.ndarray, scale: np.ndarray) -> None:
         """From now on, give features less `mean`, times `scale`."""
-        self._standard = mean.astype("float32"), scale.astype("float32")
+        self._standard = mean, scale
         if self._kept is not None:
             self._move(self._kept)
 

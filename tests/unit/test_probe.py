@@ -80,6 +80,12 @@ def test_block_by_block_it_is_the_same(monkeypatch, task):
     )
 
 
+def test_one_image_is_enough_to_begin_with(monkeypatch):
+    """However little may be kept, a path begins on something."""
+    monkeypatch.setattr(probe, "KEPT", 1)
+    assert probe.fit(samples(), samples(seed=1), "multiclass").rows[-1]["acc"] > 0.5
+
+
 def test_the_penalty_is_the_best_on_validation_and_the_path_ends_there():
     found = probe.fit(samples(), samples(seed=1), "multiclass")
     best = min(found.rows, key=lambda row: row["val_loss"])
