@@ -1,10 +1,12 @@
 """Fine-tune on the benchmark split of the flower photographs and print accuracy and time.
 
     python benchmarks/flowers.py --data FOLDER --preset fast balanced --rotation 0
+    python benchmarks/flowers.py --data FOLDER --preset fast --rotation 0 1 2 --each 20
 
 The split is by content-free hash of "class/file": bucket = sha256 % 100, rotated by 20 * r;
-train < 80, validation 80-89, test >= 90. Each run is a process of its own, started as a user
-would start it.
+train < 80, validation 80-89, test >= 90. With `--each N` there are but N photos of a class, in
+the same shares, and another hundred for the test; other ones for each rotation. Each run is a
+process of its own, started as a user would start it.
 """
 
 import argparse
@@ -19,6 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
+TESTED = 100  # photos of a class, where there are but few to learn from
+
+
+def number(photo: Path) -> int:
+    """Return the number of a photo that its place in the splits comes from."""
+    key = f"{photo.parent.name}/{photo.name}"
+    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
+
 
 def write_split(root: Path, file: Path, rotation: int) -> None:
     """Write the split file of one rotation: path, split."""
@@ -26,10 +36,23 @@ def write_split(root: Path, file: Path, rotation: int) -> None:
         rows = csv.writer(out)
         rows.writerow(("path", "split"))
         for photo in sorted(root.glob("*/*")):
-            key = f"{photo.parent.name}/{photo.name}"
-            bucket = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
-            place = (bucket % 100 + 20 * rotation) % 100
-            rows.writerow((key, "train" if place < 80 else "val" if place < 90 else "test"))
+            place = (number(photo) + 20 * rotation) % 100
+            name = "train" if place < 80 else "val" if place < 90 else "test"
+            rows.writerow((f"{photo.parent.name}/{photo.name}", name))
+
+
+def write_few(root: Path, file: Path, rotation: int, each: int) -> None:
+    """Write a table of `each` photos of a class, and others for the test: path, label, split."""
+    train, val = round(0.8 * each), round(0.9 * each)
+    with file.open("w", newline="", encoding="utf-8") as out:
+        rows = csv.writer(out)
+        rows.writerow(("path", "label", "split"))
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            photos = sorted(folder.iterdir(), key=number)
+            first = rotation * (val + TESTED) % len(photos)
+            for i, photo in enumerate((photos[first:] + photos)[: val + TESTED]):
+                name = "train" if i < train else "val" if i < val else "test"
+                rows.writerow((photo.absolute(), folder.name, name))
 
 
 def main() -> None:
@@ -37,6 +60,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--preset", nargs="+", default=["fast", "balanced"])
     parser.add_argument("--rotation", nargs="+", type=int, default=[0])
+    parser.add_argument("--each", type=int, help="photos of a class; default: all there are")
     parser.add_argument("--set", nargs="*", default=[], help="more settings of finetune, key=value")
     parser.add_argument("--out", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
@@ -46,9 +70,13 @@ def main() -> None:
         for rotation in options.rotation:
             with tempfile.TemporaryDirectory() as folder:
                 split = Path(folder) / "split.csv"
-                write_split(options.data, split, rotation)
-                command = [sys.executable, "-m", "dlzoo", "finetune", "--data", str(options.data)]
-                command += ["--split-file", str(split), "--preset", preset]
+                command = [sys.executable, "-m", "dlzoo", "finetune", "--preset", preset]
+                if options.each:
+                    write_few(options.data, split, rotation, options.each)
+                    command += ["--data", str(split)]
+                else:
+                    write_split(options.data, split, rotation)
+                    command += ["--data", str(options.data), "--split-file", str(split)]
                 command += ["--out", str(options.out or folder), "--no-report"]
                 began = time.perf_counter()
                 done = subprocess.run(

@@ -103,7 +103,7 @@ def _told(stage: Stage, plan: Plan, cut: str | None, convex: bool) -> Mapping[st
     augmented = plan.augment != "none" and (cut is None or plain["views"] > 1)
     kind, more = _KINDS.get(plain["optimizer"], ("", ""))
     return plain | {
-        "live": augmented or cut != "features",
+        "live": plain["optimizer"] != LBFGS and (augmented or cut != "features"),
         "augment": augmented,
         "kind": kind,
         "more": more,

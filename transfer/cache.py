@@ -136,6 +136,27 @@ class Activations:
         return augmentation.mixed(dataset, mixup, seed, first, cutmix=cutmix).prefetch(4)
 
 
+class EveryView:
+    """Activations with every view as rows: the plain ones, then all second views, and so on.
+
+    Attributes:
+        labels, weights: of the rows.
+    """
+
+    def __init__(self, activations: Activations):
+        self._of = activations
+        self.labels = np.tile(activations.labels, (activations.views, 1))
+        self.weights = np.tile(activations.weights, activations.views)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return some rows as one float32 array."""
+        views, images = np.divmod(np.arange(len(self))[rows], len(self._of))
+        return self._of.take(images, views)
+
+
 def _span(indices: np.ndarray) -> np.ndarray | slice:
     """Return indices that follow one another as a slice, with which NumPy takes half the time."""
     first, last = int(indices[0]), int(indices[-1])

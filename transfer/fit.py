@@ -42,7 +42,7 @@ from ..workers import Together
 from ..zoo import graph
 from ..zoo.spec import Preprocess
 from . import engine, estimate, probe
-from .cache import Activations, Frozen
+from .cache import Activations, EveryView, Frozen
 from .distribute import Machine
 from .freeze import Split, frozen_part, unfreeze
 from .losses import make_loss, regularize
@@ -501,7 +501,7 @@ class _Training:
         logits, figures = self.model.get_layer("logits"), None
         kernel, bias = logits.get_weights()
         if self.workers.chief:
-            train, val = self.activations["train"], self.activations["val"]
+            train, val = (EveryView(self.activations[split]) for split in ("train", "val"))
             found = probe.fit(
                 (train, train.labels, train.weights),
                 (val, val.labels, val.weights),

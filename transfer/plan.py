@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ..errors import UsageError
 
 AUTO = "auto"
-STEPS = 20  # that an epoch has at least, when batches grow
+STEPS_OF_EPOCH = 20  # at least, when batches grow
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -108,6 +108,11 @@ class Plan:
                 "plan.stage-twice", f"two stages have one name: {', '.join(names)[:200]}"
             )
 
+    @property
+    def head_alone(self) -> bool:
+        """Whether nothing but the head is trained."""
+        return all(stage.unfreeze == "head" for stage in self.stages)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain TOML values."""
         plain = asdict(self)
@@ -115,33 +120,40 @@ class Plan:
         plain["stages"] = [asdict(stage) for stage in self.stages]
         return plain
 
-    def for_images(self, images: int) -> Plan:
-        """Return the plan with more epochs of its deep stages where there are few images.
+    def for_images(self, images: int, vary: bool = True) -> Plan:
+        """Return the plan with more views or more epochs where there are few images.
 
         Args:
-            images: of the training split; with few of them, the epochs of a preset are too few
-                steps to get beyond the head that was fitted before.
+            images: of the training split. A head that trains alone gains by augmented ones, and
+                of few images they take seconds. Of deep stages the epochs of a preset would be
+                too few steps to get beyond the head that was fitted before.
+            vary: False: images are wanted as they are.
         """
+        views = min(1 + MORE_IMAGES // images, MOST_VIEWS) if vary and self.head_alone else 1
 
         def lasting(stage: Stage) -> Stage:
             if stage.unfreeze == "head":
-                return stage
+                return replace(stage, views=max(stage.views, views))
             steps = -(-images // stage.batch)
             epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps)))
             return replace(stage, epochs=epochs, patience=max(stage.patience, epochs // 3))
 
-        return replace(self, stages=tuple(map(lasting, self.stages)))
+        augment = "light" if views > 1 and self.augment == "none" else self.augment
+        return replace(self, stages=tuple(map(lasting, self.stages)), augment=augment)
 
     def halved(self) -> Plan:
-        """Return the plan with half of the epochs of each stage, rounded up."""
-        return replace(
-            self, stages=tuple(replace(s, epochs=-(-s.epochs // 2)) for s in self.stages)
-        )
+        """Return the plan with half of the epochs and views of each stage, rounded up."""
+
+        def shorter(stage: Stage) -> Stage:
+            return replace(stage, epochs=-(-stage.epochs // 2), views=-(-stage.views // 2))
+
+        return replace(self, stages=tuple(map(shorter, self.stages)))
 
     def scaled(self, replicas: int, images: int, rates: bool = True) -> Plan:
         """Return the plan for so many replicas: each step has more images, and goes further.
 
-        The batch is multiplied by the replicas, or by as much as leaves an epoch `STEPS` steps.
+        The batch is multiplied by the replicas, or by as much as leaves an epoch
+        `STEPS_OF_EPOCH` steps.
         The learning rate grows with it for gradient descent (arXiv:1706.02677), with its square
         root for Adam (arXiv:2205.10287).
 
@@ -150,7 +162,7 @@ class Plan:
         """
 
         def larger(stage: Stage) -> Stage:
-            factor = max(1, min(replicas, images // (STEPS * stage.batch)))
+            factor = max(1, min(replicas, images // (STEPS_OF_EPOCH * stage.batch)))
             if stage.optimizer == LBFGS:
                 return stage
             of_rate = factor**0.5 if stage.optimizer.startswith("adam") else factor
@@ -228,6 +240,7 @@ TOP = Stage(
 TOP_LONG = replace(TOP, epochs=6, views=6)
 ALL = Stage("all", "all", epochs=6, lr=3e-4, decay=0.7, weight_decay=1e-2, batch=32)
 STEPS, MOST_EPOCHS = 460, 30  # a deep stage has so many steps, or so many epochs
+MORE_IMAGES, MOST_VIEWS = 2000, 6  # a head's views are so many images more, or so many
 NO_NORM = 0.1
 TAPS = ("C4", "C5")
 # C3 helps as well, where nothing but the head trains: what trains C5 alone is cut at C4, and such
@@ -333,11 +346,18 @@ def make_plan(
     )
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))
-    if rest.get("taps") == TAPS and all(stage.unfreeze == "head" for stage in chosen):
-        rest["taps"] = TAPS_OF_HEAD
     if "taps" in given:
         given["taps"] = tuple(given["taps"])
-    return Plan(stages=chosen, **{**rest, **_known(Plan, given)})
+    plan = Plan(stages=chosen, **{**rest, **_known(Plan, given)})
+    if not plan.head_alone:
+        return plan
+    if plan.taps == TAPS and "taps" not in given:
+        plan = replace(plan, taps=TAPS_OF_HEAD)
+    # a head on features computed once sees nothing of it but in views; tables say how many
+    if isinstance(stages, str) and given.get("augment", "none") != "none":
+        views = tuple(replace(s, views=max(s.views, TOP.views)) for s in plan.stages)
+        plan = replace(plan, stages=views)
+    return plan
 
 
 def image_size(native: int, wanted: int, side: int, smallest: int, scale: float = 1.0) -> int:

@@ -88,6 +88,7 @@ def test_replicas_train_as_one_process(alone, tmp_path):
     agree(alone, tmp_path)
 
 
+@pytest.mark.full
 def test_replicas_drop_other_numbers_each():
     """Of four images, two a replica: with the same numbers dropped no odd count could be."""
     program = Path(__file__).with_name("dropping.py")

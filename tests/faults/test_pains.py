@@ -180,6 +180,7 @@ def test_pain_40_the_device_is_told_and_a_missing_gpu_is_an_error(odd_run, tmp_p
     assert "TensorFlow sees 0 GPUs" in told
 
 
+@pytest.mark.full
 def test_pain_41_graphs_of_earlier_stages_are_let_go(data):
     """What grew was one graph of the training step a stage, which TensorFlow kept for good."""
 

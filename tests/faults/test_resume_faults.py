@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -161,9 +160,10 @@ def test_fault_16_changed_data_is_counted(tmp_path, interrupted, raises):
     assert caught.value.message.startswith("+1 -1: ") and files(tmp_path / "run") == before
 
 
-def test_a_run_goes_on_from_any_folder_and_with_photos_that_moved(tmp_path, monkeypatch):
+@pytest.fixture
+def somewhere(tmp_path, monkeypatch):
+    """Give the settings of an interrupted run whose paths are relative to the current folder."""
     (tmp_path / "here").mkdir()
-    (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder(Path("photos"))
     split = Path("split.csv")
@@ -171,17 +171,20 @@ def test_a_run_goes_on_from_any_folder_and_with_photos_that_moved(tmp_path, monk
         f"{name}/{i:02}.png,{'train' if i < 20 else 'val' if i < 25 else 'test'}\n"
         for name in ("daisy", "rose") for i in range(30)
     ))  # fmt: skip
-    given = interrupt(monkeypatch, data="photos", split_file=str(split), out="runs")
-    shutil.copytree("runs", "interrupted")
+    return interrupt(monkeypatch, data="photos", split_file=str(split), out="runs")
+
+
+def test_a_run_goes_on_from_any_folder(somewhere, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     run = resume(tmp_path / "here" / "runs" / "run")
     assert run.status == "finished" and run.data.splits["val"] == 10
 
-    monkeypatch.chdir(tmp_path / "here")
-    shutil.rmtree("runs")
-    Path("interrupted").rename("runs")
+
+@pytest.mark.full
+def test_a_run_goes_on_with_photos_that_moved(somewhere):
     Path("photos").rename("moved")
-    run = finetune(**given | {"data": "moved"}, resume="auto")
+    run = finetune(**somewhere | {"data": "moved"}, resume="auto")
     assert run.status == "finished" and load_run(run.path).data.splits["val"] == 10
 
 

@@ -68,6 +68,17 @@ def test_activations_are_those_of_the_network_and_come_once(model, data):
     np.testing.assert_array_equal(again["C4"][:], found["C4"][:])
 
 
+def test_every_view_is_a_row(model, data):
+    found = computed(make(model, data, augment="light"), ["features"], "train", views=3)[0]
+    found, n = found["features"], data.splits["train"]
+    rows = cache.EveryView(found)
+    assert len(rows) == len(rows.labels) == len(rows.weights) == 3 * n
+    np.testing.assert_array_equal(rows[:n], found[:])
+    assert (rows[n : 2 * n] != rows[2 * n :]).any(axis=1).all()
+    np.testing.assert_array_equal(rows[n + 2 : n + 4], found.take(np.array([2, 3]), 1))
+    np.testing.assert_array_equal(rows.labels[2 * n :], found.labels)
+
+
 def resident(folder):
     """Return the kilobytes of files in a folder that count as memory of this process."""
     found, here = 0, False

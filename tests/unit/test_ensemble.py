@@ -86,6 +86,7 @@ def test_an_ensemble_is_a_run_like_any_other(run, photos):
     assert not np.array_equal(*(m.classifier.model.get_weights()[-2] for m in members))
 
 
+@pytest.mark.full
 def test_an_ensemble_is_explained_reported_and_exported(run):
     image = run.data.records("test")[0].encoded()
     assert run.explain(image).heat.shape == (28, 28)

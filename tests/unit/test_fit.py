@@ -159,6 +159,16 @@ def test_a_head_is_fitted_to_convergence(data):
 
 
 @pytest.mark.full
+def test_a_head_is_fitted_to_every_view(data):
+    losses = {}
+    for views in (1, 3):
+        model = build(pool="avg", dropout=0.2)
+        plan = Plan((replace(HEAD, views=views),), augment="strong")
+        losses[views] = train(model, data, plan, rule(model), **QUIET).rows[0]["loss"]
+    assert losses[1] != losses[3]
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_mixup_trains(data, use_cache):
     model = build(pool="avg")

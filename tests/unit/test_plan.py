@@ -143,6 +143,44 @@ def test_few_images_are_seen_in_more_epochs():
     assert epochs == {20: [1, 30], 1650: [1, 9], 2933: [1, 5], 90000: [1, 5]}
 
 
+def test_few_images_are_seen_in_more_views_by_a_head_that_trains_alone():
+    """At most 2,000 images more than there are; where many views are asked for, they stay."""
+    plan = make_plan("fast", overrides={})
+    found = {n: plan.for_images(n) for n in (1, 80, 600, 2000, 2001, 90000)}
+    views = {n: few.stages[0].views for n, few in found.items()}
+    assert views == {1: 6, 80: 6, 600: 4, 2000: 2, 2001: 1, 90000: 1}
+    assert {n: few.augment for n, few in found.items() if n > 600} == {
+        2000: "light", 2001: "none", 90000: "none"
+    }  # fmt: skip
+    as_they_are = plan.for_images(80, vary=False)
+    assert (as_they_are.stages[0].views, as_they_are.augment) == (1, "none")
+    assert plan.for_images(600).halved().stages[0].views == 2
+    assert [s.views for s in make_plan("balanced", overrides={}).for_images(600).stages] == [1, 4]
+
+
+def test_who_asks_for_augmented_images_gets_views_of_them():
+    """Also of many images; what tables say in full stays."""
+    plan = make_plan("fast", overrides={"augment": "strong"})
+    assert [plan.for_images(n).stages[0].views for n in (80, 90000)] == [6, 4]
+    assert plan.for_images(80).augment == plan.for_images(90000).augment == "strong"
+    table = [{"name": "head", "unfreeze": "head", "optimizer": "lbfgs"}]
+    assert make_plan("fast", stages=table, overrides={"augment": "strong"}).stages[0].views == 1
+    plain = make_plan("fast", overrides={"augment": "none"})
+    assert plain.stages[0].views == 1
+
+
+def test_batches_grow_with_replicas_but_leave_an_epoch_twenty_steps():
+    plan = make_plan("balanced", overrides={})
+
+    def top(replicas, images, rates=True):
+        stage = plan.scaled(replicas, images, rates).stages[1]
+        return stage.batch // 32, stage.lr / plan.stages[1].lr
+
+    assert top(1, 10**6) == (1, 1) and top(8, 10**6) == (8, 8**0.5)
+    assert top(8, 4 * 20 * 32) == (4, 2) and top(8, 100) == (1, 1)
+    assert top(8, 10**6, rates=False) == (8, 1)
+
+
 def test_a_head_takes_c3_only_where_it_trains_alone():
     taps = {s: make_plan("fast", stages=s, overrides={}).taps for s in ("auto", "head", "head,C5")}
     assert taps == {"auto": ("C3", "C4", "C5"), "head": ("C3", "C4", "C5"), "head,C5": ("C4", "C5")}
