@@ -326,7 +326,7 @@ class Job:
             self.build_for(self.make_plan(config.preset), config.preset)
 
     def build_in_time(self, seconds: int) -> None:
-        """Take the best preset, with all or half of its epochs, that is estimated to fit."""
+        """Take the best preset, whole or halved, that is estimated to fit."""
         from .transfer import estimate
         from .transfer.cache import Frozen
         from .transfer.freeze import frozen_part, unfreeze

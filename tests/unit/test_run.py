@@ -267,7 +267,7 @@ def test_importing_dlzoo_loads_no_tensorflow():
 
 @pytest.mark.parametrize(
     ("time", "views"),
-    [("1s", [1]), ("9h", [1, 6]), ("250s", [1, 4])],
+    [("1s", [3]), ("15s", [3]), ("9h", [1, 6]), ("250s", [1, 4])],
 )
 def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, views):
     from dlzoo import console
@@ -276,10 +276,11 @@ def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, v
     from dlzoo.transfer import estimate
 
     console.setup(quiet=False)
-    seconds = {1: 20.0, 4: 200.0, 6: 2000.0}  # by the views of the last stage
+    whole = {(6,): 20.0, (1, 4): 200.0, (1, 6): 2000.0}  # by the views of the stages
+    seconds = whole | {(3,): 10.0, (1, 2): 100.0, (1, 3): 1000.0}
     monkeypatch.setattr(estimate, "rates", lambda frozen, places: None)
     monkeypatch.setattr(
-        estimate, "plan", lambda rates, frozen, plan: seconds[plan.stages[-1].views]
+        estimate, "plan", lambda _, frozen, plan: seconds[tuple(s.views for s in plan.stages)]
     )
     job = Job(resolve({"time": time, "size": 64, "data": str(photos)}).config, str(photos))
     job.find_model()
