@@ -356,8 +356,8 @@ class _Training:
         self.say(f"stage {stage.name}: {found}")
         return found.cached <= found.live
 
-    def places(self, stage: Stage) -> list[str]:
-        """Return where this stage and, on the plain images, later ones want activations."""
+    def places(self, stage: Stage, views: int = 1) -> list[str]:
+        """Return where this stage and later ones want activations of so many views at least."""
         if self._places is None:
             before = [layer.trainable for layer in self.model.layers]
             self._places = {}
@@ -368,8 +368,9 @@ class _Training:
             for layer, trainable in zip(self.model.layers, before, strict=True):
                 layer.trainable = trainable
         names = [each.name for each in self.plan.stages]
-        later = [self._places.get(name) for name in names[names.index(stage.name) :]]
-        return list(dict.fromkeys(place for place in later if place))
+        later = [s for s in self.plan.stages[names.index(stage.name) :] if s.views >= views]
+        found = (self._places.get(each.name) for each in later)
+        return list(dict.fromkeys(place for place in found if place))
 
     def fit_in_memory(self, stage: Stage, split: Split | None) -> None:
         """Fit a stage; where its batch does not fit into memory and may be halved, do so."""
@@ -569,16 +570,19 @@ class _Training:
         places, frozen = self.places(stage), self.frozen
         images = {name: self.data.splits[name] for name in splits}
         extra = (stage.views - 1) * images["train"]
+        of_views = self.places(stage, stage.views)
         if not (
             frozen.room(places, sum(images.values()))
-            and (stage.views == 1 or frozen.room([split.at], extra))
+            and (stage.views == 1 or frozen.room(of_views, extra))
         ):
             self.say("not enough disk for activations: computing every layer in every epoch")
             self.doing["cut"] = None
             return self.live(stage, batch)
         # The test photos, too: they are measured on these activations in the end.
         missing = frozen.missing(places, splits)
-        missing += frozen.missing([split.at], ["train"], stage.views) if extra else 0
+        if extra:
+            views = frozen.missing(of_views, ["train"], stage.views)
+            missing += views - frozen.missing(of_views, ["train"])
         # the same engine however much is there already, if the bits must be the same
         computed = sum(images.values()) + extra if self.how.deterministic else missing
         work = computed * graph.gmacs(split.bottom)
@@ -590,7 +594,7 @@ class _Training:
                 found[name] = of_places[split.at]
             if extra:
                 found["train"] = frozen.activations(
-                    [split.at], "train", views=stage.views, weights=self.weights, work=work
+                    of_views, "train", views=stage.views, weights=self.weights, work=work
                 )[split.at]
         self.say(
             f"frozen layers up to {split.at} ({stage.views} views): "

@@ -108,11 +108,6 @@ class Plan:
                 "plan.stage-twice", f"two stages have one name: {', '.join(names)[:200]}"
             )
 
-    @property
-    def head_alone(self) -> bool:
-        """Whether nothing but the head is trained."""
-        return all(stage.unfreeze == "head" for stage in self.stages)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain TOML values."""
         plain = asdict(self)
@@ -124,16 +119,18 @@ class Plan:
         """Return the plan with more views or more epochs where there are few images.
 
         Args:
-            images: of the training split. A head that trains alone gains by augmented ones, and
-                of few images they take seconds. Of deep stages the epochs of a preset would be
-                too few steps to get beyond the head that was fitted before.
+            images: of the training split. With few of them a head gains by augmented ones, which
+                then take seconds, and deep stages need more epochs than a preset has for as
+                many steps as get beyond the head that was fitted before.
             vary: False: images are wanted as they are.
         """
-        views = min(1 + MORE_IMAGES // images, MOST_VIEWS) if vary and self.head_alone else 1
+        views = min(1 + MORE_IMAGES // images, MOST_VIEWS) if vary else 1
 
         def lasting(stage: Stage) -> Stage:
+            if stage.unfreeze == "head" or stage.views > 1:  # the same views: computed together
+                stage = replace(stage, views=max(stage.views, views))
             if stage.unfreeze == "head":
-                return replace(stage, views=max(stage.views, views))
+                return stage
             steps = -(-images // stage.batch)
             epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps)))
             return replace(stage, epochs=epochs, patience=max(stage.patience, epochs // 3))
@@ -346,18 +343,15 @@ def make_plan(
     )
     if epochs != AUTO:
         chosen = _share_out(chosen, int(epochs))
+    if all(stage.unfreeze == "head" for stage in chosen):
+        if rest.get("taps") == TAPS:
+            rest["taps"] = TAPS_OF_HEAD
+        # on features computed once it sees nothing of this but in views; tables say how many
+        if isinstance(stages, str) and given.get("augment", "none") != "none":
+            chosen = tuple(replace(s, views=max(s.views, TOP.views)) for s in chosen)
     if "taps" in given:
         given["taps"] = tuple(given["taps"])
-    plan = Plan(stages=chosen, **{**rest, **_known(Plan, given)})
-    if not plan.head_alone:
-        return plan
-    if plan.taps == TAPS and "taps" not in given:
-        plan = replace(plan, taps=TAPS_OF_HEAD)
-    # a head on features computed once sees nothing of it but in views; tables say how many
-    if isinstance(stages, str) and given.get("augment", "none") != "none":
-        views = tuple(replace(s, views=max(s.views, TOP.views)) for s in plan.stages)
-        plan = replace(plan, stages=views)
-    return plan
+    return Plan(stages=chosen, **{**rest, **_known(Plan, given)})
 
 
 def image_size(native: int, wanted: int, side: int, smallest: int, scale: float = 1.0) -> int:

@@ -169,6 +169,23 @@ def test_a_head_is_fitted_to_every_view(data):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("views", [(3, 3), (2, 3)])
+def test_views_of_several_stages_are_computed_together(data, views, monkeypatch):
+    """What a later stage wants besides is computed then, and for that stage alone."""
+    monkeypatch.setenv("DLZOO_HOME", tempfile.mkdtemp(dir=os.environ["DLZOO_HOME"]))
+    n, said = data.splits["train"], []
+    head, top = replace(HEAD, views=views[0]), stage("top", "C5", views=views[1], epochs=1)
+    model = build(pool="avg")
+    train(model, data, Plan((head, top), augment="light"), rule(model), use_cache=True,
+          say=said.append, **QUIET)  # fmt: skip
+    told = [line for line in said if line.startswith("frozen layers")]
+    assert told[0].startswith(f"frozen layers up to features ({views[0]} views): ")
+    assert f" {views[0] * n + data.splits['val']:,} images" in told[0]
+    lacking = "all from the cache" if views[0] == views[1] else f"{n:,} images"
+    assert told[1].startswith(f"frozen layers up to C4 (3 views): {lacking}")
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_mixup_trains(data, use_cache):
     model = build(pool="avg")

@@ -266,26 +266,35 @@ def test_importing_dlzoo_loads_no_tensorflow():
 
 
 @pytest.mark.parametrize(
-    ("time", "views"),
-    [("1s", [3]), ("15s", [3]), ("9h", [1, 6]), ("250s", [1, 4])],
+    ("time", "augment", "views"),
+    [
+        ("1s", "light", [3]),
+        ("15s", "light", [3]),
+        ("250s", "light", [6, 6]),
+        ("150s", "light", [3, 3]),
+        ("9h", "medium", [6, 6]),
+    ],
 )
-def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, views):
+def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, augment, views):
+    """Whole, or with half of the epochs and views; of so few photos there are six."""
     from dlzoo import console
     from dlzoo.config import resolve
     from dlzoo.job import Job
     from dlzoo.transfer import estimate
 
     console.setup(quiet=False)
-    whole = {(6,): 20.0, (1, 4): 200.0, (1, 6): 2000.0}  # by the views of the stages
-    seconds = whole | {(3,): 10.0, (1, 2): 100.0, (1, 3): 1000.0}
+    seconds = {(1, "light"): 20.0, (2, "light"): 200.0, (2, "medium"): 2000.0}
+
+    def needed(rates, frozen, plan):
+        return seconds[len(plan.stages), plan.augment] * plan.stages[-1].views / 6
+
     monkeypatch.setattr(estimate, "rates", lambda frozen, places: None)
-    monkeypatch.setattr(
-        estimate, "plan", lambda _, frozen, plan: seconds[tuple(s.views for s in plan.stages)]
-    )
+    monkeypatch.setattr(estimate, "plan", needed)
     job = Job(resolve({"time": time, "size": 64, "data": str(photos)}).config, str(photos))
     job.find_model()
     job.load_data()
     job.build()
     assert [stage.views for stage in job.plan.stages] == views
+    assert job.plan.augment == augment
     told = capsys.readouterr().err
     assert ("is the shortest there is" in told) == (time == "1s")
