@@ -184,7 +184,7 @@ class FinetuneConfig(BaseModel):
     label_smoothing: Auto | Share = setting("auto", "softens the targets")
     mixup: Amount = setting(0.0, "mix training samples, by shares from Beta(a, a)")
     cutmix: Amount = setting(0.0, "put rectangles of others in, by shares from Beta(a, a)")
-    ema: Share = setting(0.0, "keep a moving average of the weights: its decay, as 0.99")
+    ema: Auto | Share = setting("auto", "keep a moving average of the weights: its decay, as 0.99")
     teacher: PathText | None = setting(
         None, "run that teaches this one by its answers", "RUN", examples=["runs/best-1"]
     )

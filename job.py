@@ -419,7 +419,8 @@ class Job:
             scale = SCALE[preset] if self.pretrained else 1.0
             size = image_size(native, plan.size, side, self.variant.min_size, scale)
         if self.pretrained and config.epochs == config.stages == "auto":
-            plan = plan.for_images(self.data.splits["train"], vary=config.augment != "none")
+            chosen = {name for name in names if getattr(config, name) not in ("auto", None)}
+            plan = plan.for_images(self.data.splits["train"], chosen)
         if config.batch == "auto":
             plan = plan.scaled(
                 self.machine.replicas, self.data.splits["train"], config.lr == "auto"

@@ -6,7 +6,7 @@ A plan is plain data. It is written to the run as `plan.toml`, which `--config` 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any
 
@@ -115,28 +115,36 @@ class Plan:
         plain["stages"] = [asdict(stage) for stage in self.stages]
         return plain
 
-    def for_images(self, images: int, vary: bool = True) -> Plan:
-        """Return the plan with more views or more epochs where there are few images.
+    def for_images(self, images: int, chosen: Container[str] = ()) -> Plan:
+        """Return the plan with more views, more epochs and an average where there are few images.
+
+        With few of them a head gains by augmented ones, which then take seconds; deep stages
+        need more epochs than a preset has for as many steps as get beyond the head that was
+        fitted before. Where even those are few, a moving average of the weights takes out what
+        few validation images cannot tell apart.
 
         Args:
-            images: of the training split. With few of them a head gains by augmented ones, which
-                then take seconds, and deep stages need more epochs than a preset has for as
-                many steps as get beyond the head that was fitted before.
-            vary: False: images are wanted as they are.
+            images: of the training split. chosen: settings that are the user's, and stay.
         """
-        views = min(1 + MORE_IMAGES // images, MOST_VIEWS) if vary else 1
+        as_they_are = self.augment == "none" and "augment" in chosen
+        views = 1 if as_they_are else min(1 + MORE_IMAGES // images, MOST_VIEWS)
+        few = False
 
-        def lasting(stage: Stage) -> Stage:
+        def suited(stage: Stage) -> Stage:
+            nonlocal few
             if stage.unfreeze == "head" or stage.views > 1:  # the same views: computed together
                 stage = replace(stage, views=max(stage.views, views))
             if stage.unfreeze == "head":
                 return stage
             steps = -(-images // stage.batch)
+            few |= MOST_EPOCHS * steps < STEPS
             epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps)))
             return replace(stage, epochs=epochs, patience=max(stage.patience, epochs // 3))
 
+        stages = tuple(map(suited, self.stages))
         augment = "light" if views > 1 and self.augment == "none" else self.augment
-        return replace(self, stages=tuple(map(lasting, self.stages)), augment=augment)
+        ema = EMA_OF_FEW if few and "ema" not in chosen else self.ema
+        return replace(self, stages=stages, augment=augment, ema=ema)
 
     def halved(self) -> Plan:
         """Return the plan with half of the epochs and views of each stage, rounded up."""
@@ -238,6 +246,7 @@ TOP_LONG = replace(TOP, epochs=6, views=6)
 ALL = Stage("all", "all", epochs=6, lr=3e-4, decay=0.7, weight_decay=1e-2, batch=32)
 STEPS, MOST_EPOCHS = 460, 30  # a deep stage has so many steps, or so many epochs
 MORE_IMAGES, MOST_VIEWS = 2000, 6  # a head's views are so many images more, or so many
+EMA_OF_FEW = 0.97
 NO_NORM = 0.1
 TAPS = ("C4", "C5")
 # C3 helps as well, where nothing but the head trains: what trains C5 alone is cut at C4, and such

@@ -152,12 +152,21 @@ def test_few_images_are_seen_in_more_views():
     assert {n: few.augment for n, few in found.items() if n > 600} == {
         2000: "light", 2001: "none", 90000: "none"
     }  # fmt: skip
-    as_they_are = plan.for_images(80, vary=False)
+    as_they_are = plan.for_images(80, {"augment"})
     assert (as_they_are.stages[0].views, as_they_are.augment) == (1, "none")
     assert plan.for_images(600).halved().stages[0].views == 2
     balanced = make_plan("balanced", overrides={})
     views = {n: [s.views for s in balanced.for_images(n).stages] for n in (80, 600, 1000, 2933)}
     assert views == {80: [6, 6], 600: [4, 4], 1000: [3, 4], 2933: [1, 4]}
+
+
+def test_of_very_few_images_a_moving_average_is_kept():
+    plan = make_plan("balanced", overrides={})
+    assert {n: plan.for_images(n).ema for n in (80, 480, 481, 2933)} == {
+        80: 0.97, 480: 0.97, 481: 0, 2933: 0
+    }  # fmt: skip
+    assert plan.for_images(80, {"ema"}).ema == 0
+    assert make_plan("fast", overrides={}).for_images(80).ema == 0
 
 
 def test_who_asks_for_augmented_images_gets_views_of_them():
