@@ -38,7 +38,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 def pytest_collection_finish():
-    """Look for garbage less often: a tenth of the tests' time."""
+    """Look for garbage less often: tracing makes so many objects that it takes long."""
     gc.set_threshold(20_000, 20, 50)
 
 

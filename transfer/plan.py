@@ -128,20 +128,21 @@ class Plan:
         """
         as_they_are = self.augment == "none" and "augment" in chosen
         views = 1 if as_they_are else min(1 + MORE_IMAGES // images, MOST_VIEWS)
-        few = False
+
+        def steps(stage: Stage) -> int:
+            return -(-images // stage.batch)
 
         def suited(stage: Stage) -> Stage:
-            nonlocal few
             if stage.unfreeze == "head" or stage.views > 1:  # the same views: computed together
                 stage = replace(stage, views=max(stage.views, views))
             if stage.unfreeze == "head":
                 return stage
-            steps = -(-images // stage.batch)
-            few |= MOST_EPOCHS * steps < STEPS
-            epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps)))
+            epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps(stage))))
             return replace(stage, epochs=epochs, patience=max(stage.patience, epochs // 3))
 
         stages = tuple(map(suited, self.stages))
+        deep = [stage for stage in stages if stage.unfreeze != "head"]
+        few = any(MOST_EPOCHS * steps(stage) < STEPS for stage in deep)
         augment = "light" if views > 1 and self.augment == "none" else self.augment
         ema = EMA_OF_FEW if few and "ema" not in chosen else self.ema
         return replace(self, stages=stages, augment=augment, ema=ema)
@@ -158,9 +159,8 @@ class Plan:
         """Return the plan for so many replicas: each step has more images, and goes further.
 
         The batch is multiplied by the replicas, or by as much as leaves an epoch
-        `STEPS_OF_EPOCH` steps.
-        The learning rate grows with it for gradient descent (arXiv:1706.02677), with its square
-        root for Adam (arXiv:2205.10287).
+        `STEPS_OF_EPOCH` steps. The learning rate grows with it for gradient descent
+        (arXiv:1706.02677), with its square root for Adam (arXiv:2205.10287).
 
         Args:
             images: of an epoch. rates: also the learning rates; else they stay.
