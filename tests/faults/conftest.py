@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
+import filelock
 import pytest
 from dlzoo import files
 from odd import odd_photos, train_odd
@@ -51,6 +53,13 @@ def refused(call, seen, tmp_path):
 
 @pytest.fixture(scope="session")
 def odd_run(tmp_path_factory):
-    """Give an `odd.OddRun`; tests that change something in it take a copy."""
-    place = tmp_path_factory.mktemp("odd")
-    return train_odd(odd_photos(place / "photos"), place / "runs")
+    """Give an `odd.OddRun`, one for all processes; tests that change something take a copy."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    made = place / "odd.pickle"
+    with filelock.FileLock(place / "odd.lock"):
+        if not made.exists():
+            run = train_odd(odd_photos(place / "odd" / "photos"), place / "odd" / "runs")
+            made.write_bytes(pickle.dumps(run))
+    return pickle.loads(made.read_bytes())

@@ -188,6 +188,7 @@ def test_a_run_goes_on_with_photos_that_moved(somewhere):
     assert run.status == "finished" and load_run(run.path).data.splits["val"] == 10
 
 
+@pytest.mark.full
 def test_photos_that_come_in_memory_do_not_make_a_run_forget_where_they_are(tmp_path, monkeypatch):
     photos = folder(tmp_path / "photos")
     given = interrupt(monkeypatch, data=str(photos), out=str(tmp_path))

@@ -31,7 +31,7 @@ def over(names, default):
     return pytest.mark.parametrize("case", rows(names, default), indirect=True)
 
 
-@over(VARIANTS, {"resnet50", "mobilenet_v2_035", "efficientnet_b0", "convnext_tiny", "xception"})
+@over(VARIANTS, {"mobilenet_v2_035", "efficientnet_b0"})
 def test_same_outputs_as_keras_applications(case, close):
     name, _, theirs, preprocess, path = case
     off = to_keras(name, theirs, preprocess, path)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import VARIED, rows
 
+SLOW = {"convnext_tiny", "shufflenet_v2_x0_5"}  # to build: three times here
 few = settings(deadline=None, derandomize=True, database=None)
 
 
@@ -53,7 +54,7 @@ def test_any_legal_shape_builds_a_convnet(name, height, width, in_chans, classes
 
 @settings(few, max_examples=3)
 @given(st.data())
-@pytest.mark.parametrize("name", rows(zoo.list_models(), VARIED))
+@pytest.mark.parametrize("name", rows(zoo.list_models(), VARIED - SLOW))
 def test_any_legal_shape_answers(name, data):
     """At any size from the least on, odd or even, square or not, grey or colour."""
     variant = zoo.variants()[name]

@@ -66,6 +66,7 @@ def test_a_student_comes_near_its_teacher(teacher, tmp_path):
     assert 'teacher = "' in (tmp_path / "taught/config.toml").read_text()
 
 
+@pytest.mark.full
 def test_a_teacher_of_other_classes_is_refused(teacher, tmp_path):
     _, run = teacher
     images, labels = coloured(60)

@@ -323,7 +323,10 @@ assert not set(sys.argv[1].split(",")) & set(sys.modules)
 
 @pytest.mark.parametrize(
     ("formats", "missing"),
-    [(["savedmodel"], "dlzoo,keras,tf_keras"), (["keras", "tflite", "onnx"], "dlzoo")],
+    [
+        pytest.param(["savedmodel"], "dlzoo,keras,tf_keras", marks=pytest.mark.full),
+        (["keras", "tflite", "onnx"], "dlzoo"),
+    ],
 )
 def test_pain_23_the_programs_answer_without_dlzoo(
     written, exported, images, expected, tmp_path, formats, missing

@@ -184,6 +184,7 @@ def test_every_line_of_a_run_is_json(lines_and_run):
     assert not run.directory.log.read_text().startswith("{")  # the log stays for people
 
 
+@pytest.mark.full
 def test_a_run_has_its_curves_for_tensorboard(lines_and_run):
     _, run = lines_and_run
     found = events(run.path / "events")

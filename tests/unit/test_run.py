@@ -269,8 +269,8 @@ def test_importing_dlzoo_loads_no_tensorflow():
     ("time", "augment", "views"),
     [
         ("1s", "light", [3]),
-        ("15s", "light", [3]),
-        ("250s", "light", [6, 6]),
+        pytest.param("15s", "light", [3], marks=pytest.mark.full),
+        pytest.param("250s", "light", [6, 6], marks=pytest.mark.full),
         ("150s", "light", [3, 3]),
         ("9h", "medium", [6, 6]),
     ],

@@ -265,7 +265,7 @@ LARGE = [("resnet50", 1000), ("resnet50", 0), ("densenet121", 0)]
 @pytest.mark.parametrize(
     ("name", "classes"),
     [
-        ("mobilenet_v2", 1000),
+        ("mobilenet_v3_small_075", 1000),
         *(pytest.param(*each, marks=pytest.mark.full) for each in LARGE),
     ],
 )
