@@ -85,16 +85,10 @@ def compiled(
         optimizer: `sgd`, `momentum`, `nesterov`, `adam` or `adamw`. lr: its learning rate.
         task: `multiclass`, `binary` (one logit) or `multilabel`.
     """
-    from .transfer.losses import make_loss, make_metrics
-    from .transfer.optim import make_optimizer
+    from .transfer.losses import make_loss
+    from .transfer.optim import compile_model, make_optimizer
 
-    # XLA makes convolutions several times slower on a CPU
-    model.compile(
-        make_optimizer(optimizer, lr),
-        make_loss(task),
-        metrics=make_metrics(task),
-        jit_compile=False,
-    )
+    compile_model(model, make_optimizer(optimizer, lr), make_loss(task), task)
     return model
 
 

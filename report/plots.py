@@ -46,8 +46,11 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None
     for axis, (name, title) in zip(axes, panels, strict=True):
         if name == "lr":
             axis.plot(epochs, series[name], color=GREY, marker=".", drawstyle="steps-mid")
-            if np.nanmin(series[name]) > 0:
+            least, most = np.nanmin(series[name]), np.nanmax(series[name])
+            if least > 0:
                 axis.set_yscale("log")
+                # a cosine ends near 0, which would leave no room for the rest
+                axis.set_ylim(max(least, most / 1e4) / 1.5, most * 1.5)
         else:
             marker = "o" if len(rows) <= 40 else None
             for key, colour, label in (

@@ -257,13 +257,15 @@ class Frozen:
         layers = {place: digest(self.bottom(place)) for place in places}
         return {(p, v): self.shelf(p, v, layers[p]) for p in layers for v in range(views)}
 
-    def missing(self, places: Iterable[str], splits: Iterable[str], views: int = 1) -> int:
-        """Return how many images x views would have to be computed."""
-        every = self.shelves(places, views)
+    def missing(
+        self, places: Iterable[str], splits: Iterable[str], views: Sequence[int] = (0,)
+    ) -> int:
+        """Return how many images x views, the plain one or these, would have to be computed."""
+        every = self.shelves(places, max(views) + 1)
         lacking = sum(
             int((~np.all([s.holds(ids) for (_, v), s in every.items() if v == view], axis=0)).sum())
             for ids in (identities(self.data, split) for split in splits)
-            for view in range(views)
+            for view in views
         )
         return max(self.workers.every(lacking))
 

@@ -94,7 +94,7 @@ def plan(rates: Rates, frozen: Frozen, plan: Plan) -> float:
             continue
         missing = 0
         if each.views > done.get(split.at, 0):
-            missing = frozen.missing([split.at], ["train"], each.views)
+            missing = frozen.missing([split.at], ["train"], range(each.views))
             missing += frozen.missing([split.at], ["val", "test"])
         done[split.at] = max(each.views, done.get(split.at, 0))
         total += stage(rates, split, each, images, missing).seconds

@@ -346,7 +346,7 @@ class _Training:
     def pays(self, split: Split, stage: Stage) -> bool:
         """Say whether computing the frozen layers once is estimated to be faster; tell why."""
         n, places = self.data.splits, [split.at]
-        missing = self.frozen.missing(places, ["train"], stage.views)
+        missing = self.frozen.missing(places, ["train"], range(stage.views))
         missing += self.frozen.missing(places, ["val"])
         if not missing or stage.optimizer == LBFGS:
             return True
@@ -581,8 +581,7 @@ class _Training:
         # The test photos, too: they are measured on these activations in the end.
         missing = frozen.missing(places, splits)
         if extra:
-            views = frozen.missing(of_views, ["train"], stage.views)
-            missing += views - frozen.missing(of_views, ["train"])
+            missing += frozen.missing(of_views, ["train"], range(1, stage.views))
         # the same engine however much is there already, if the bits must be the same
         computed = sum(images.values()) + extra if self.how.deterministic else missing
         work = computed * graph.gmacs(split.bottom)
@@ -597,7 +596,7 @@ class _Training:
                     of_views, "train", views=stage.views, weights=self.weights, work=work
                 )[split.at]
         self.say(
-            f"frozen layers up to {split.at} ({stage.views} views): "
+            f"frozen layers up to {split.at}{f' ({stage.views} views)' if extra else ''}: "
             + (f"{frozen.speed}" if missing else "all from the cache")
         )
         self.activations = found

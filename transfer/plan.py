@@ -138,7 +138,8 @@ class Plan:
             if stage.unfreeze == "head":
                 return stage
             epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps(stage))))
-            return replace(stage, epochs=epochs, patience=max(stage.patience, epochs // 3))
+            patient = 0 if "patience" in chosen else epochs // 3
+            return replace(stage, epochs=epochs, patience=max(stage.patience, patient))
 
         stages = tuple(map(suited, self.stages))
         deep = [stage for stage in stages if stage.unfreeze != "head"]
