@@ -17,6 +17,8 @@ from ..errors import UsageError
 from .base import Resumable
 from .monitor import Monitor
 
+CHANCE = 1.5  # standard errors; see benchmarks/RESULTS.md
+WORSE = 1.25  # times the lowest loss
 _ATTRIBUTE = "dlzoo_best"  # attribute of the weights file: what the weights in it reached
 
 
@@ -29,20 +31,24 @@ class BestModel(Resumable):
         monitor: quantity to watch.
         mode: `auto`, `min` or `max`.
         min_delta: least change that counts as better.
+        images: how many images validate, where `monitor` is a share of them, such as `val_acc`:
+            of the epochs that so many images cannot tell from the best, the last is kept, as long
+            as its `val_loss` is not clearly above the lowest. Late weights, of a low learning
+            rate, are mostly the better ones, and the highest of many accuracies on few images is
+            a matter of chance. 0: the best is kept, whatever the difference, and of equals the
+            first.
         snapshot: gives what is to be kept; default: the model's weights as arrays.
         restore: puts back what `snapshot` gave. Both or neither.
         path: a `.weights.h5` written whole at each improvement. It holds its own record, so
             it and the state cannot be of two epochs after a kill between two writes.
 
-    Of two epochs with one accuracy, which with few validation photos is common, the one with the
-    lower `val_loss` is the better one.
-
     Attributes:
-        best: best value so far, or None.
-        loss: its `val_loss`, or None.
-        epoch: the epoch it came from, counted from 1 over all stages.
+        best: value of the epoch that is kept, or None.
+        highest: best value so far, or None; another one only where `images` is given.
+        lowest: lowest `val_loss` so far, or None.
+        epoch: the epoch that is kept, counted from 1 over all stages.
         best_stage: the stage it came from.
-        improved: whether the last epoch was the best.
+        improved: whether the last epoch is the one that is kept.
         kept: the snapshot held in memory, or None (after a restart, until it is given back
             or read from `path`). It is not part of `state_dict`, which is plain values; a
             checkpoint holds it as arrays, where it is not in a file of its own.
@@ -51,7 +57,7 @@ class BestModel(Resumable):
         UsageError: `train.best-model`, the arguments do not go together.
     """
 
-    fields = ("best", "loss", "epoch", "best_stage", "epochs_seen")
+    fields = ("best", "highest", "lowest", "epoch", "best_stage", "epochs_seen")
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class BestModel(Resumable):
         monitor: str = "val_loss",
         mode: str = "auto",
         min_delta: float = 0.0,
+        images: int = 0,
         snapshot: Callable[[], Any] | None = None,
         restore: Callable[[Any], None] | None = None,
         path: Path | str | None = None,
@@ -70,13 +77,15 @@ class BestModel(Resumable):
         if path is not None and not str(path).endswith(".weights.h5"):
             raise UsageError("train.best-model", "the file must end in .weights.h5", where=path)
         self.monitor = Monitor(monitor, mode, min_delta)
+        self.images = images
         self.full_model = model
         self._own = snapshot is None and path is None
         self.path = None if path is None else Path(path)
         self._snapshot = snapshot or (lambda: self._whole().get_weights())
         self._restore = restore or (lambda weights: self._whole().set_weights(weights))
         self.best: float | None = None
-        self.loss: float | None = None
+        self.highest: float | None = None
+        self.lowest: float | None = None
         self.epoch = 0
         self.best_stage = ""
         self.epochs_seen = 0
@@ -87,14 +96,17 @@ class BestModel(Resumable):
         return self.model if self.full_model is None else self.full_model
 
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
-        """Keep the weights if this epoch is the best so far."""
+        """Keep the weights if this epoch is the best so far, or cannot be told from it."""
         self.epochs_seen += 1
         value = self.monitor.value(logs)
         loss = float(logs.get("val_loss", math.nan))
-        surer = value == self.best and self.loss is not None and loss < self.loss
-        self.improved = surer or self.monitor.better(value, self.best)
+        highest = self.monitor.better(value, self.highest)
+        worse = self.lowest is not None and loss > WORSE * self.lowest
+        self.improved = highest or (alike(value, self.highest, self.images) and not worse)
+        if self.lowest is None or loss < self.lowest:
+            self.lowest = None if math.isnan(loss) else loss
         if self.improved:
-            self.loss = None if math.isnan(loss) else loss
+            self.highest = value if highest else self.highest
             self.best, self.epoch, self.best_stage = value, self.epochs_seen, self.stage
             self.kept = self._snapshot()
             if self.path is not None:
@@ -111,14 +123,13 @@ class BestModel(Resumable):
         return True
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state back; a file that holds something better tells what it is itself."""
+        """Take the state back; a file that holds a later epoch tells what it is itself."""
         super().load_state_dict(state)
         self.improved, self.kept = False, None
         record = None if self.path is None else _record(self.path)
-        if record and self.monitor.better(record["best"], self.best):
-            self.best, self.epoch, self.best_stage = (
-                record[name] for name in ("best", "epoch", "best_stage")
-            )
+        if record and record["epoch"] > self.epoch:
+            for name in self._record():
+                setattr(self, name, record[name])
 
     def arrays_version(self) -> str | None:
         """Return what changes with `kept`."""
@@ -133,7 +144,8 @@ class BestModel(Resumable):
         self.kept = arrays or None
 
     def _record(self) -> dict[str, Any]:
-        return {"best": self.best, "epoch": self.epoch, "best_stage": self.best_stage}
+        fields = ("best", "highest", "lowest", "epoch", "best_stage")
+        return {name: getattr(self, name) for name in fields}
 
     def _write(self, path: Path) -> None:
         """Write weights and record as one file that is whole or not there."""
@@ -148,6 +160,18 @@ class BestModel(Resumable):
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def alike(one: float, other: float | None, images: int) -> bool:
+    """Say whether two shares of so many images may be of one chance for each image.
+
+    They are one where they differ by at most `CHANCE` standard errors. (On the same images, as
+    here, differences are mostly smaller: what is told apart is told apart for sure.)
+    """
+    if not images or other is None or math.isnan(one):
+        return False
+    share = ((one + other) / 2 * images + 1) / (images + 2)  # never 0 or 1: that has no error
+    return abs(one - other) <= CHANCE * math.sqrt(2 * share * (1 - share) / images)
 
 
 def _record(path: Path) -> dict[str, Any] | None:

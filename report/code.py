@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..callbacks.best import CHANCE, WORSE
 from ..data import augment, table
 from ..errors import DataError, UsageError
 from ..rundir import RunDir, read_values
@@ -79,6 +80,8 @@ def of_run(directory: RunDir, classifier: Classifier, flip: Callable[[], bool]) 
         "rule": classifier.preprocess,
         "method": classifier.preprocess.interpolation,
         "plan": plan,
+        "chance": CHANCE,
+        "worse": WORSE,
         "mode": "max" if plan.monitor.endswith("acc") else "min",
         "precision": _POLICIES.get(about["precision"], about["precision"]),
         "model": about["model"],

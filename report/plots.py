@@ -62,7 +62,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str, best: int | None
         axis.set_ylabel(title)
         axis.grid(alpha=0.25)
         if best:
-            label = f"best: epoch {best}"
+            label = f"kept: epoch {best}"
             axis.axvline(best, color=GREEN, linestyle="--", linewidth=1.2, label=label)
     _stages(axes, [str(row.get("stage", "")) for row in rows])
     axes[0].legend(fontsize=9, framealpha=0.9, edgecolor="none")

@@ -68,7 +68,8 @@ class Outcome:
 
     Attributes:
         rows: one dict an epoch, as in metrics.csv.
-        best: the best monitored value, the epoch (over all stages) and the stage it is from.
+        best: of what is kept the monitored value, the epoch (over all stages) and the stage; and
+            the `highest` value of all epochs, see `callbacks.BestModel`.
         stages: for each stage that ran: trained groups, parameters, where it was cut, seconds.
         interrupted: number of the signal that stopped it, or None.
         saved: steps of all stages that the newest checkpoint holds.
@@ -206,7 +207,8 @@ class _Training:
         self.model, self.data, self.plan, self.rule = model, data, plan, rule
         self.folder, self.how, self.say, self.stop = folder, how, say, stop
         self.workers = how.machine.workers
-        self.best = BestModel(model, monitor=plan.monitor)
+        shares = data.splits["val"] if "acc" in plan.monitor else 0
+        self.best = BestModel(model, monitor=plan.monitor, images=shares)
         writes = folder is not None and self.workers.chief
         self.history = History(
             folder / "metrics.csv" if writes else None, how.followers if writes else ()
@@ -262,7 +264,12 @@ class _Training:
             self.best.restore()
         best = self.best
         self.outcome.rows = self.history.rows
-        self.outcome.best = {"value": best.best, "epoch": best.epoch, "stage": best.best_stage}
+        self.outcome.best = {
+            "value": best.best,
+            "highest": best.highest,
+            "epoch": best.epoch,
+            "stage": best.best_stage,
+        }
         self.outcome.interrupted = self.stop.received
         if self.resume:
             self.outcome.saved = self.resume.found.step if self.resume.found else 0

@@ -138,8 +138,11 @@ class Plan:
             if stage.unfreeze == "head":
                 return stage
             epochs = max(stage.epochs, min(MOST_EPOCHS, -(-STEPS // steps(stage))))
-            patient = 0 if "patience" in chosen else epochs // 3
-            return replace(stage, epochs=epochs, patience=max(stage.patience, patient))
+            if epochs > stage.epochs and "patience" not in chosen:
+                # where the rate falls to the end, the last epochs are mostly the best
+                patience = epochs if stage.schedule in ("cosine", "onecycle") else epochs // 3
+                stage = replace(stage, patience=max(stage.patience, patience))
+            return replace(stage, epochs=epochs)
 
         stages = tuple(map(suited, self.stages))
         deep = [stage for stage in stages if stage.unfreeze != "head"]

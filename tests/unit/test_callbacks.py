@@ -294,16 +294,29 @@ def test_an_incomplete_state_is_refused_and_changes_nothing():
     assert (stop.stage, stop.best) == ("", None)
 
 
-def test_of_two_epochs_with_one_accuracy_the_lower_loss_is_better():
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    best = BestModel(model, monitor="val_acc")
-    rows = [(0.9, 0.5), (0.9, 0.4), (0.9, 0.45), (0.8, 0.1), (0.95, 0.9)]
-    kept = []
-    for acc, loss in rows:
-        best.epoch_done(0, {"val_acc": acc, "val_loss": loss})
+def kept_of(accuracies, images):
+    """Return the epoch that is kept after each."""
+    best, kept = BestModel(make(), monitor="val_acc", images=images), []
+    for value in accuracies:
+        best.epoch_done(0, {"val_acc": value})
         kept.append(best.epoch)
-    assert kept == [1, 2, 2, 2, 5]
-    again = BestModel(model, monitor="val_acc")
-    again.load_state_dict(best.state_dict())
-    again.epoch_done(0, {"val_acc": 0.95, "val_loss": 0.8})
-    assert again.improved
+    return kept
+
+
+def test_of_epochs_that_few_images_cannot_tell_apart_the_last_is_kept():
+    rows = [0.90, 0.94, 0.92, 0.80, 0.90, math.nan, 0.84]
+    assert kept_of(rows, 50) == [1, 2, 3, 3, 5, 5, 5]
+    assert kept_of(rows, 5000) == kept_of(rows, 0) == [1, 2, 2, 2, 2, 2, 2]
+    assert kept_of([0.9, 0.9], 5000) == [1, 2] and kept_of([0.9, 0.9], 0) == [1, 1]
+    best = BestModel(make(), monitor="val_acc", images=50)
+    for value, loss in ((0.9, 0.5), (0.9, 0.6), (0.9, 0.63), (0.91, 2.0), (0.9, 0.6)):
+        best.epoch_done(0, {"val_acc": value, "val_loss": loss})
+        assert best.improved == (loss != 0.63)
+    # they are compared with the highest: many small steps down are not followed
+    assert kept_of([1.0, 0.96, 0.92, 0.88, 0.84], 50)[-1] == 2
+    best = BestModel(make(), monitor="val_acc", images=50)
+    for value in (0.94, 0.90):
+        best.epoch_done(0, {"val_acc": value})
+    again = through_json(best, BestModel(make(), monitor="val_acc", images=50))
+    again.epoch_done(0, {"val_acc": 0.84})  # like the one kept, not like the highest
+    assert (best.best, best.highest, again.epoch) == (0.90, 0.94, 2)

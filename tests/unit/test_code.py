@@ -118,7 +118,7 @@ ALL = {
     "preset balanced": {"preset": "balanced", **PRETRAINED},
     "by accuracy": {"preset": "balanced", "monitor": "val_acc", **PRETRAINED},
     "a head by steps, then all": {
-        "stages": "head:6,all:2", "optimizer": "nesterov", "lr": 0.01, "schedule": "plateau",
+        "stages": "head:6,all:2", "optimizer": "nesterov", "lr": 0.001, "schedule": "plateau",
         "class_weight": "balanced", "l2": 1e-5, **PRETRAINED,
     },
     "much of everything": {

@@ -141,7 +141,7 @@ def test_few_images_are_seen_in_more_epochs():
     plan = make_plan("balanced", overrides={})
     epochs = {n: [s.epochs for s in plan.for_images(n).stages] for n in (20, 1650, 2933, 90000)}
     assert epochs == {20: [1, 30], 1650: [1, 9], 2933: [1, 5], 90000: [1, 5]}
-    assert plan.for_images(20).stages[1].patience == 10
+    assert plan.for_images(20).stages[1].patience == 30
     impatient = make_plan("balanced", overrides={"patience": 2}).for_images(20, {"patience"})
     assert impatient.stages[1].patience == 2
 
