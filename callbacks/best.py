@@ -44,8 +44,8 @@ class BestModel(Resumable):
 
     Attributes:
         best: value of the epoch that is kept, or None.
-        highest: best value so far, or None; another one only where `images` is given.
-        lowest: lowest `val_loss` so far, or None.
+        best_seen: best value so far, or None; another one only where `images` is given.
+        least_loss: lowest `val_loss` so far, or None.
         epoch: the epoch that is kept, counted from 1 over all stages.
         best_stage: the stage it came from.
         improved: whether the last epoch is the one that is kept.
@@ -57,7 +57,7 @@ class BestModel(Resumable):
         UsageError: `train.best-model`, the arguments do not go together.
     """
 
-    fields = ("best", "highest", "lowest", "epoch", "best_stage", "epochs_seen")
+    fields = ("best", "best_seen", "least_loss", "epoch", "best_stage", "epochs_seen")
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class BestModel(Resumable):
         self._snapshot = snapshot or (lambda: self._whole().get_weights())
         self._restore = restore or (lambda weights: self._whole().set_weights(weights))
         self.best: float | None = None
-        self.highest: float | None = None
-        self.lowest: float | None = None
+        self.best_seen: float | None = None
+        self.least_loss: float | None = None
         self.epoch = 0
         self.best_stage = ""
         self.epochs_seen = 0
@@ -100,13 +100,15 @@ class BestModel(Resumable):
         self.epochs_seen += 1
         value = self.monitor.value(logs)
         loss = float(logs.get("val_loss", math.nan))
-        highest = self.monitor.better(value, self.highest)
-        worse = self.lowest is not None and loss > WORSE * self.lowest
-        self.improved = highest or (alike(value, self.highest, self.images) and not worse)
-        if self.lowest is None or loss < self.lowest:
-            self.lowest = None if math.isnan(loss) else loss
+        better = self.monitor.better(value, self.best_seen)
+        # NaN is no fair loss
+        fair = self.least_loss is None or loss <= WORSE * self.least_loss
+        self.improved = better or (fair and alike(value, self.best_seen, self.images))
+        if loss < (math.inf if self.least_loss is None else self.least_loss):
+            self.least_loss = loss
+        if better:
+            self.best_seen = value
         if self.improved:
-            self.highest = value if highest else self.highest
             self.best, self.epoch, self.best_stage = value, self.epochs_seen, self.stage
             self.kept = self._snapshot()
             if self.path is not None:
@@ -144,7 +146,7 @@ class BestModel(Resumable):
         self.kept = arrays or None
 
     def _record(self) -> dict[str, Any]:
-        fields = ("best", "highest", "lowest", "epoch", "best_stage")
+        fields = ("best", "best_seen", "least_loss", "epoch", "best_stage")
         return {name: getattr(self, name) for name in fields}
 
     def _write(self, path: Path) -> None:

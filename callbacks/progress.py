@@ -134,7 +134,7 @@ class Progress(Resumable):
             count = whole * (1 - self._skipped / max(1, self._steps))
             parts.append(f"{count / spent:.{0 if count / spent >= 10 else 1}f} {unit}")
         if self.best is not None and self.best.improved:
-            parts.append("best *" if self.best.best == self.best.highest else "kept *")
+            parts.append("best *" if self.best.best == self.best.best_seen else "kept *")
         return "  ".join(parts).encode("ascii", "backslashreplace").decode("ascii")
 
     def _title(self, epoch: int) -> str:

@@ -69,7 +69,7 @@ class Outcome:
     Attributes:
         rows: one dict an epoch, as in metrics.csv.
         best: of what is kept the monitored value, the epoch (over all stages) and the stage; and
-            the `highest` value of all epochs, see `callbacks.BestModel`.
+            the value `best_seen` of all epochs, see `callbacks.BestModel`.
         stages: for each stage that ran: trained groups, parameters, where it was cut, seconds.
         interrupted: number of the signal that stopped it, or None.
         saved: steps of all stages that the newest checkpoint holds.
@@ -266,7 +266,7 @@ class _Training:
         self.outcome.rows = self.history.rows
         self.outcome.best = {
             "value": best.best,
-            "highest": best.highest,
+            "best_seen": best.best_seen,
             "epoch": best.epoch,
             "stage": best.best_stage,
         }

@@ -312,6 +312,8 @@ def test_of_epochs_that_few_images_cannot_tell_apart_the_last_is_kept():
     for value, loss in ((0.9, 0.5), (0.9, 0.6), (0.9, 0.63), (0.91, 2.0), (0.9, 0.6)):
         best.epoch_done(0, {"val_acc": value, "val_loss": loss})
         assert best.improved == (loss != 0.63)
+    best.epoch_done(0, {"val_acc": 0.9, "val_loss": math.nan})
+    assert not best.improved
     # they are compared with the highest: many small steps down are not followed
     assert kept_of([1.0, 0.96, 0.92, 0.88, 0.84], 50)[-1] == 2
     best = BestModel(make(), monitor="val_acc", images=50)
@@ -319,4 +321,4 @@ def test_of_epochs_that_few_images_cannot_tell_apart_the_last_is_kept():
         best.epoch_done(0, {"val_acc": value})
     again = through_json(best, BestModel(make(), monitor="val_acc", images=50))
     again.epoch_done(0, {"val_acc": 0.84})  # like the one kept, not like the highest
-    assert (best.best, best.highest, again.epoch) == (0.90, 0.94, 2)
+    assert (best.best, best.best_seen, again.epoch) == (0.90, 0.94, 2)
