@@ -154,6 +154,7 @@ def other_photos() -> None:
     nursery.photos = photos
 
 
+@pytest.mark.full
 def test_workers_with_other_photos_are_refused(tmp_path):
     codes = together(tmp_path, 2, {1: [other_photos]}, **STEADY)
     assert codes == [3, 3]

@@ -91,6 +91,7 @@ def test_11_a_grey_image_is_a_colour_image_of_equal_channels(tmp_path):
     assert off < 0.3 * expected.std()
 
 
+@pytest.mark.full
 def test_densenet_files_of_old_spell_their_names_otherwise(tmp_path):
     """torchvision still serves files of 2017, with `norm.1` for `norm1`."""
     tensors = rw.state_dict(read("densenet121")[0])

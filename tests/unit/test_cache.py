@@ -196,6 +196,7 @@ def _fill(home, pause):
     )
 
 
+@pytest.mark.full
 def test_a_kill_in_the_middle_keeps_what_was_done(model, data, home):
     child = multiprocessing.get_context("spawn").Process(target=_fill, args=(home, 1.0))
     child.start()
