@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from dlzoo.callbacks import BestModel, best
@@ -44,22 +45,19 @@ def epochs(table: Path) -> tuple[list[dict[str, float]], int]:
         rows.append({name: float(logs[name]) for name in ("val_acc", "val_loss")} | {"test": test})
         epoch_done(self, epoch, logs)
 
-    BestModel.epoch_done = measured  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(BestModel, "epoch_done", measured):
         train(job.model, job.data, job.plan, job.rule, use_cache=True, quiet=True)
-    finally:
-        BestModel.epoch_done = epoch_done  # type: ignore[method-assign]
     return rows, job.data.splits["val"]
 
 
 def kept(rows: list[dict[str, float]], images: int, errors: float) -> float:
     """Return the test accuracy of the epoch that is kept under a rule."""
-    best.CHANCE = errors
     rule = BestModel(
         monitor="val_acc", images=images, snapshot=lambda: (), restore=lambda weights: None
     )
-    for row in rows:
-        rule.epoch_done(0, row)
+    with mock.patch.object(best, "CHANCE", errors):
+        for row in rows:
+            rule.epoch_done(0, row)
     return rows[rule.epoch - 1]["test"]
 
 

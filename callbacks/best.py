@@ -146,8 +146,7 @@ class BestModel(Resumable):
         self.kept = arrays or None
 
     def _record(self) -> dict[str, Any]:
-        fields = ("best", "best_seen", "least_loss", "epoch", "best_stage")
-        return {name: getattr(self, name) for name in fields}
+        return {name: getattr(self, name) for name in self.fields if name != "epochs_seen"}
 
     def _write(self, path: Path) -> None:
         """Write weights and record as one file that is whole or not there."""
