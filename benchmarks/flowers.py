@@ -2,11 +2,13 @@
 
     python benchmarks/flowers.py --data FOLDER --preset fast balanced --rotation 0
     python benchmarks/flowers.py --data FOLDER --preset fast --rotation 0 1 2 --each 20
+    python benchmarks/flowers.py --data fashion-mnist --rotation 0 1 2 --each 20
 
 The split is by content-free hash of "class/file": bucket = sha256 % 100, rotated by 20 * r;
 train < 80, validation 80-89, test >= 90. With `--each N` there are but N photos of a class, in
 the same shares, and another hundred for the test; other ones for each rotation. Each run is a
-process of its own, started as a user would start it.
+process of its own, started as a user would start it. `fashion-mnist` is read where dlzoo finds it
+on the machine, and so many as are asked for of its training images are written as photos.
 """
 
 import argparse
@@ -20,7 +22,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from dlzoo.data import idx
+from PIL import Image
 
+FASHION = "fashion-mnist"
 TESTED = 100  # photos of a class, where there are but few to learn from
 
 
@@ -55,15 +60,39 @@ def write_few(root: Path, file: Path, rotation: int, each: int) -> None:
                 rows.writerow((photo.absolute(), folder.name, name))
 
 
+def write_fashion(root: Path, each: int) -> None:
+    """Write the first training images of each class of Fashion-MNIST as PNG files."""
+    source = idx.read_idx(idx.fashion_folder(), FASHION, idx.FASHION)
+    count = dict.fromkeys(idx.FASHION, 0)
+    for record in source.records:
+        (label,) = record.labels
+        if record.split == "train" and count[label] < each:
+            count[label] += 1
+            photo = root / label.replace("/", "-") / f"{count[label]:04d}.png"
+            photo.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(record.pixels()).save(photo)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", required=True, help=f"a folder of classes, or {FASHION}")
     parser.add_argument("--preset", nargs="+", default=["fast", "balanced"])
     parser.add_argument("--rotation", nargs="+", type=int, default=[0])
     parser.add_argument("--each", type=int, help="photos of a class; default: all there are")
     parser.add_argument("--set", nargs="*", default=[], help="more settings of finetune, key=value")
     parser.add_argument("--out", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
+    if options.data != FASHION:
+        return compare(options, Path(options.data))
+    if not options.each:
+        parser.error("--each is needed: it has a split of its own")
+    with tempfile.TemporaryDirectory() as folder:
+        write_fashion(Path(folder), len(options.rotation) * (options.each + TESTED))
+        compare(options, Path(folder))
+
+
+def compare(options: argparse.Namespace, root: Path) -> None:
+    """Run every preset on every rotation of the photos in `root`, and print."""
     extra = [word for setting in options.set for word in ("--set", setting)]
     for preset in options.preset:
         scores, validated = [], []
@@ -72,11 +101,11 @@ def main() -> None:
                 split = Path(folder) / "split.csv"
                 command = [sys.executable, "-m", "dlzoo", "finetune", "--preset", preset]
                 if options.each:
-                    write_few(options.data, split, rotation, options.each)
+                    write_few(root, split, rotation, options.each)
                     command += ["--data", str(split)]
                 else:
-                    write_split(options.data, split, rotation)
-                    command += ["--data", str(options.data), "--split-file", str(split)]
+                    write_split(root, split, rotation)
+                    command += ["--data", str(root), "--split-file", str(split)]
                 command += ["--out", str(options.out or folder), "--no-report"]
                 began = time.perf_counter()
                 done = subprocess.run(
