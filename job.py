@@ -399,18 +399,20 @@ class Job:
             "ema", "l1", "l2", "class_weight", "monitor", "seed", "lr", "optimizer", "schedule",
             "batch", "patience",
         ]  # fmt: skip
+        settings = {
+            **{name: getattr(config, name) for name in names},
+            "decay": config.layer_decay,
+            "train_bn": config.train_bn or None,
+            "temperature": config.temperature if config.teacher else None,
+        }
+        given = {key: value for key, value in settings.items() if value not in ("auto", None)}
         plan = make_plan(
             preset,
             pretrained=self.pretrained,
             norm=norm,
             stages=config.stages,
             epochs=config.epochs,
-            overrides={
-                **{name: getattr(config, name) for name in names},
-                "decay": config.layer_decay,
-                "train_bn": config.train_bn or None,
-                "temperature": config.temperature if config.teacher else None,
-            },
+            overrides=given,
         )
         size = config.size
         if size == "auto":
@@ -419,8 +421,7 @@ class Job:
             scale = SCALE[preset] if self.pretrained else 1.0
             size = image_size(native, plan.size, side, self.variant.min_size, scale)
         if self.pretrained and config.epochs == config.stages == "auto":
-            chosen = {name for name in names if getattr(config, name) not in ("auto", None)}
-            plan = plan.for_images(self.data.splits["train"], chosen)
+            plan = plan.for_images(self.data.splits["train"], chosen=given)
         if config.batch == "auto":
             plan = plan.scaled(
                 self.machine.replicas, self.data.splits["train"], config.lr == "auto"

@@ -328,8 +328,8 @@ def make_plan(
         norm: whether the network has BatchNorm; without it deep stages go slower.
         stages: `auto`, a text for `parse_stages`, or a list of tables as in plan.toml.
         epochs: `auto`, or how many in all; they are shared out as the preset's.
-        overrides: fields of :class:`Plan` or :class:`Stage` (for every stage); `auto` is
-            left to the preset.
+        overrides: what the user set of :class:`Plan` and :class:`Stage` (for every stage); all
+            else is left to the preset.
     """
     chosen, rest = preset(name, pretrained=pretrained)
     if isinstance(stages, str) and stages != AUTO:
@@ -338,7 +338,7 @@ def make_plan(
         chosen = tuple(map(_stage, stages))
     if not norm and isinstance(stages, str):  # tables say themselves how fast
         chosen = tuple(s if s.unfreeze == "head" else replace(s, lr=s.lr * NO_NORM) for s in chosen)
-    given = {key: value for key, value in overrides.items() if value not in (AUTO, None)}
+    given = dict(overrides)
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
     for_head = {key: value for key, value in for_stages.items() if key not in OF_STEPS}
