@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import gc
 import socket
 
 import keras
@@ -16,13 +16,16 @@ from rows import VARIED, rows
 VARIANTS = zoo.variants()
 # the blocks of the others are in these, and their golden files are looked at in any case
 DEFAULT = VARIED | {"alexnet"}
+KEPT = 4e8  # parameters of all the models that are kept: eight of the largest fill no memory
+_built: dict[tuple, keras.Model] = {}
 
 
 @pytest.fixture(scope="module", params=rows(zoo.list_models(), DEFAULT))
 def name(request):
     """Name every registered variant; by default one of each family."""
     yield request.param
-    _build.cache_clear()
+    _built.clear()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +38,18 @@ def _no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@functools.lru_cache(maxsize=8)
 def _build(name, options):
-    keras.utils.set_random_seed(0)  # of dropout: what it leaves of SqueezeNet's logits may be 0
-    model = zoo.create_model(name, **dict(options))
-    if options:
-        rw.fill(model)
+    """Build a model, or give the one that is still there."""
+    if (model := _built.pop((name, options), None)) is None:
+        size = VARIANTS[name].params
+        while _built and size + sum(m.count_params() for m in _built.values()) > KEPT:
+            del _built[next(iter(_built))]  # the one that was asked for longest ago
+            gc.collect()
+        keras.utils.set_random_seed(0)  # of dropout: what it leaves of SqueezeNet's logits may be 0
+        model = zoo.create_model(name, **dict(options))
+        if options:
+            rw.fill(model)
+    _built[name, options] = model
     return model
 
 

@@ -215,8 +215,9 @@ def test_08_saved_model_answers_the_same(build, images, tmp_path):
     model = build(light=True)
     model.export(tmp_path / "saved", verbose=False)
     loaded = tf.saved_model.load(str(tmp_path / "saved"))  # its functions die with it
-    x = images(model)
-    assert np.abs(loaded.serve(x) - run(model, x)).max() < 1e-5
+    logits = run(model, x := images(model))
+    # TensorFlow rewrites the graph, whose rounding grows with the layers
+    assert np.abs(loaded.serve(x) - logits).max() < 1e-4 * logits.std()
 
 
 def test_09_layer_names_stay(build):
