@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from dlzoo import export, zoo
 from dlzoo.transfer.classifier import Classifier
+from dlzoo.transfer.memory import traced_graphs_let_go
 from dlzoo.zoo import graph
 from golden import random_weights as rw
 from PIL import Image
@@ -47,8 +48,9 @@ def classifier(request):
     rule, create = graph.built(model).preprocess, graph.built(model).create
     made = Classifier(model, tuple("abcdefg"), "multiclass", rule, {"create": create})
     rw.tell_apart(model, export.Photos.of(made, pictures()).prepared)
-    yield made, export.Photos.of(made, pictures())
-    keras.backend.clear_session()
+    with traced_graphs_let_go():
+        yield made, export.Photos.of(made, pictures())
+        keras.backend.clear_session()
 
 
 @pytest.mark.parametrize("format", INSTALLED)
