@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `golden` and `known_gaps`
 from dlzoo.errors import DlzooError
 from known_gaps import KNOWN_GAPS
 
+MUCH = 3 << 30  # bytes
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
@@ -40,6 +42,14 @@ def pytest_pyfunc_call(pyfuncitem):
 def pytest_collection_finish():
     """Look for garbage less often: tracing makes so many objects that it takes long."""
     gc.set_threshold(20_000, 20, 50)
+
+
+def pytest_runtest_teardown():
+    """Look for it where much memory is in use: models are few objects, but large ones."""
+    with contextlib.suppress(OSError):  # Linux tells how much
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") > MUCH:
+            gc.collect()
 
 
 def pytest_sessionfinish():

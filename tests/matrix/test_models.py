@@ -237,7 +237,8 @@ def test_10_mixed_precision(build, images):
     kernels = [layer for layer in model.layers if hasattr(layer, "kernel")]
     assert {layer.compute_dtype for layer in kernels[:-1]} == {"float16"}
     assert model.get_layer("normalize").compute_dtype == "float32"
-    logits = run(model, images(model))
+    # as in training: with these weights and no statistics, Xception's maps pass float16's largest
+    logits = keras.ops.convert_to_numpy(model(images(model), training=True))
     assert logits.dtype == np.float32 and np.isfinite(logits).all()
 
 
