@@ -16,7 +16,7 @@ from dlzoo import zoo
 from dlzoo.errors import UsageError
 from dlzoo.transfer.memory import traced_graphs_let_go
 from dlzoo.zoo import graph
-from equality import GOLDEN
+from equality import GOLDEN, TOLERANCE
 from golden import random_weights as rw
 from rows import VARIED, rows
 
@@ -219,7 +219,7 @@ def test_08_saved_model_answers_the_same(build, images, tmp_path):
         loaded = tf.saved_model.load(str(tmp_path / "saved"))  # its functions die with it
     logits = run(model, x := images(model))
     # TensorFlow rewrites the graph, whose rounding grows with the layers
-    assert np.abs(loaded.serve(x) - logits).max() < 1e-4 * logits.std()
+    assert np.abs(loaded.serve(x) - logits).max() < TOLERANCE * logits.std()
 
 
 def test_09_layer_names_stay(build):
