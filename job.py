@@ -391,7 +391,7 @@ class Job:
 
     def make_plan(self, preset: str, norm: bool = True) -> Plan:
         """Return a preset with the user's settings, its size and crop decided."""
-        from .transfer.plan import SCALE, image_size, make_plan
+        from .transfer.plan import SCALE, chosen_of, image_size, make_plan
 
         config = self.config
         names = [
@@ -405,14 +405,13 @@ class Job:
             "train_bn": config.train_bn or None,
             "temperature": config.temperature if config.teacher else None,
         }
-        given = {key: value for key, value in settings.items() if value not in ("auto", None)}
         plan = make_plan(
             preset,
             pretrained=self.pretrained,
             norm=norm,
             stages=config.stages,
             epochs=config.epochs,
-            overrides=given,
+            overrides=settings,
         )
         size = config.size
         if size == "auto":
@@ -421,7 +420,7 @@ class Job:
             scale = SCALE[preset] if self.pretrained else 1.0
             size = image_size(native, plan.size, side, self.variant.min_size, scale)
         if self.pretrained and config.epochs == config.stages == "auto":
-            plan = plan.for_images(self.data.splits["train"], chosen=given)
+            plan = plan.for_images(self.data.splits["train"], chosen_of(settings))
         if config.batch == "auto":
             plan = plan.scaled(
                 self.machine.replicas, self.data.splits["train"], config.lr == "auto"

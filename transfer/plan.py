@@ -312,6 +312,11 @@ def parse_stages(text: str, known: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def chosen_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that are a user's; `auto` and None are left to the preset."""
+    return {key: value for key, value in settings.items() if value not in (AUTO, None)}
+
+
 def make_plan(
     name: str,
     *,
@@ -328,8 +333,8 @@ def make_plan(
         norm: whether the network has BatchNorm; without it deep stages go slower.
         stages: `auto`, a text for `parse_stages`, or a list of tables as in plan.toml.
         epochs: `auto`, or how many in all; they are shared out as the preset's.
-        overrides: what the user set of :class:`Plan` and :class:`Stage` (for every stage); all
-            else is left to the preset.
+        overrides: fields of :class:`Plan` or :class:`Stage` (for every stage); `auto` is
+            left to the preset.
     """
     chosen, rest = preset(name, pretrained=pretrained)
     if isinstance(stages, str) and stages != AUTO:
@@ -338,7 +343,7 @@ def make_plan(
         chosen = tuple(map(_stage, stages))
     if not norm and isinstance(stages, str):  # tables say themselves how fast
         chosen = tuple(s if s.unfreeze == "head" else replace(s, lr=s.lr * NO_NORM) for s in chosen)
-    given = dict(overrides)
+    given = chosen_of(overrides)
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
     for_head = {key: value for key, value in for_stages.items() if key not in OF_STEPS}

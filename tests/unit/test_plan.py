@@ -33,9 +33,9 @@ def test_presets_unfreeze_more_and_more():
         assert order == sorted(order) and order[0] == 0
 
 
-def test_what_a_user_set_is_put_over_the_preset():
+def test_auto_is_left_to_the_preset_and_the_rest_is_put_over_it():
     preset = make_plan("balanced", overrides={})
-    plan = make_plan("balanced", overrides={"batch": 7, "dropout": 0.0, "decay": 0.5})
+    plan = make_plan("balanced", overrides={"lr": "auto", "batch": 7, "dropout": 0.0, "decay": 0.5})
     assert plan.dropout == 0.0
     for old, new in zip(preset.stages, plan.stages, strict=True):
         assert (new.lr, new.batch, new.decay) == (old.lr, 7, 0.5)
