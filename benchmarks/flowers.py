@@ -62,7 +62,10 @@ def write_few(root: Path, file: Path, rotation: int, each: int) -> None:
 
 def write_fashion(root: Path, each: int) -> None:
     """Write the first training images of each class of Fashion-MNIST as PNG files."""
-    source = idx.read_idx(idx.fashion_folder(), FASHION, idx.FASHION)
+    folder = idx.fashion_folder()
+    if folder is None:
+        raise SystemExit(f"{FASHION} is neither in ~/.keras/datasets nor installed from Debian")
+    source = idx.read_idx(folder, FASHION, idx.FASHION)
     count = dict.fromkeys(idx.FASHION, 0)
     for record in source.records:
         (label,) = record.labels
@@ -85,7 +88,7 @@ def main() -> None:
     if options.data != FASHION:
         return compare(options, Path(options.data))
     if not options.each:
-        parser.error("--each is needed: it has a split of its own")
+        parser.error(f"--each is needed: {FASHION} has a split of its own")
     with tempfile.TemporaryDirectory() as folder:
         write_fashion(Path(folder), len(options.rotation) * (options.each + TESTED))
         compare(options, Path(folder))

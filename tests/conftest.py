@@ -44,8 +44,9 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 50)
 
 
+@pytest.hookimpl(trylast=True)  # after the fixtures have let go
 def pytest_runtest_teardown():
-    """Look for it where much memory is in use: models are few objects, but large ones."""
+    """Look for garbage where much memory is in use: models are few objects, but large ones."""
     with contextlib.suppress(OSError):  # Linux tells how much
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         if pages * os.sysconf("SC_PAGE_SIZE") > MUCH:

@@ -16,7 +16,7 @@ from rows import VARIED, rows
 VARIANTS = zoo.variants()
 # the blocks of the others are in these, and their golden files are looked at in any case
 DEFAULT = VARIED | {"alexnet"}
-KEPT = 4e8  # parameters of all the models that are kept: eight of the largest fill no memory
+KEPT = 4e8  # parameters of the models that are kept; those of one large variant fill the memory
 _built: dict[tuple, keras.Model] = {}
 
 
@@ -25,7 +25,6 @@ def name(request):
     """Name every registered variant; by default one of each family."""
     yield request.param
     _built.clear()
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)
