@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .report.gradcam import Explanation
 
 CHECKED = 64  # images an export is compared on
-SHARE, LEAST, MOST = 0.05, 5.0, 15.0  # of the seconds of a run: for its robustness
+SHARE, LEAST, MOST = 0.05, 2.0, 15.0  # of the seconds of a run: for its robustness
 
 
 @dataclass(frozen=True)

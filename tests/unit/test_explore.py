@@ -10,7 +10,7 @@ import pytest
 from dlzoo import create_model, explore, load_data, starts
 from dlzoo.errors import DivergedError, UsageError
 from dlzoo.rundir import RunDir
-from dlzoo.transfer import cache
+from dlzoo.transfer import cache, engine
 from dlzoo.transfer.plan import TOP
 from photos import coloured
 from PIL import Image
@@ -164,12 +164,21 @@ def test_backbones_are_printed(call, monkeypatch, data):
     assert json.loads(out) == answer
 
 
-def test_latency_is_measured_on_an_engine(monkeypatch):
+@pytest.mark.parametrize(("batch", "most"), [(1, 1), (32, 32)])
+def test_latency_is_measured_on_an_engine(monkeypatch, batch, most):
+    """Which computes one image alone, not in a chunk of several."""
+    real, computed = engine._litert, set()
+
+    def noting(forward):
+        computed.add(forward.inputs[0].shape[0])
+        return real(forward)
+
+    monkeypatch.setattr(engine, "_litert", noting)
     monkeypatch.setattr(explore, "SECONDS", 0.01)
     model = create_model("lenet5", num_classes=3, weights=None, input_shape=32)
-    for batch in (1, 32):
-        milliseconds, engine = explore.latency(model, batch)
-        assert 0 < milliseconds < 1000 and engine in ("litert", "keras")
+    milliseconds, name = explore.latency(model, batch)
+    assert 0 < milliseconds < 1000 and name == "litert"
+    assert len(computed) == 1 and max(computed) <= most
 
 
 @pytest.fixture
