@@ -187,6 +187,11 @@ class Ensemble(Job):
             return mirrored_if_better(classifier, self.data, console.say)
         return super().mirrored(classifier)
 
+    def temper(self, classifier: Classifier) -> None:
+        """Leave the answers as they are where they are averaged: each member's are tempered."""
+        if self.told["average"] == "weights":
+            super().temper(classifier)
+
     def finish(self, directory: RunDir, outcome) -> None:
         """Save the classifier and its figures, with those of the members beside them."""
         if self.told["average"] != "weights":

@@ -213,6 +213,7 @@ class FinetuneConfig(BaseModel):
     quantize: Literal["none", "fp16", "int8"] = setting(
         "none", "make exported tflite files smaller"
     )
+    calibrate: bool = setting(True, "make answers as sure as they are right on validation photos")
     report: bool = setting(True, "write report.html at the end")
     fail_under: Fraction | None = setting(
         None, "exit 9 if test accuracy (0..1) is below", "FLOAT", examples=[0.9]

@@ -543,6 +543,16 @@ class Job:
             return combine.mirrored_if_better(classifier, self.data, console.say)
         return classifier
 
+    def temper(self, classifier: Classifier) -> None:
+        """Make the answers as sure as they are right on the validation photos."""
+        from .report import calibration
+
+        if not (self.config.calibrate and self.data.splits["val"]):
+            return
+        answers = classifier.answers(self.data, "val")
+        found = calibration.fit(self.data.labels("val"), answers, self.data.task)
+        classifier.temper(float(f"{found:.3g}"))
+
     def finish(self, directory: RunDir, outcome) -> None:
         """Save the classifier, then everything that tells how good it is."""
         from .report import metrics, plots, predictions
@@ -558,9 +568,9 @@ class Job:
             "data": {"name": data.name, "fingerprint": data.fingerprint},
             "flip": data.flip,
         }
-        self.classifier = classifier = self.mirrored(
-            Classifier(self.model, data.classes, data.task, self.rule, origin)
-        )
+        classifier = Classifier(self.model, data.classes, data.task, self.rule, origin)
+        self.temper(classifier)
+        self.classifier = classifier = self.mirrored(classifier)
         classifier.save(directory.model)
         found: dict[str, Any] = {"val": None, "test": None}
         for split in found:

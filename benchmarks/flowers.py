@@ -1,4 +1,4 @@
-"""Fine-tune on the benchmark split of the flower photographs and print accuracy and time.
+"""Fine-tune on the benchmark split of the flower photographs; print accuracy, calibration and time.
 
     python benchmarks/flowers.py --data FOLDER --preset fast balanced --rotation 0
     python benchmarks/flowers.py --data FOLDER --preset fast --rotation 0 1 2 --each 20
@@ -98,7 +98,7 @@ def compare(options: argparse.Namespace, root: Path) -> None:
     """Run every preset on every rotation of the photos in `root`, and print."""
     extra = [word for setting in options.set for word in ("--set", setting)]
     for preset in options.preset:
-        scores, validated = [], []
+        scores, validated, errors, losses = [], [], [], []
         for rotation in options.rotation:
             with tempfile.TemporaryDirectory() as folder:
                 split = Path(folder) / "split.csv"
@@ -119,9 +119,12 @@ def compare(options: argparse.Namespace, root: Path) -> None:
             test, val = found["test"], found["val"]
             scores.append(test["accuracy"])
             validated.append(val["accuracy"])
+            errors.append(test["calibration_error"])
+            losses.append(test["log_loss"])
             print(
                 f"{preset} rotation {rotation}: test {test['accuracy']:.4f} "
                 f"({test['correct']}/{test['n']}), validation {val['accuracy']:.4f}, "
+                f"calibration error {errors[-1]:.4f}, log loss {losses[-1]:.4f}, "
                 f"{took:.0f} s in all",
                 flush=True,
             )
@@ -129,7 +132,8 @@ def compare(options: argparse.Namespace, root: Path) -> None:
             low, high = min(scores), max(scores)
             print(
                 f"{preset}: mean {np.mean(scores):.4f}, range {low:.4f} to {high:.4f}, "
-                f"mean of validation {np.mean(validated):.4f}"
+                f"means of validation {np.mean(validated):.4f}, "
+                f"calibration error {np.mean(errors):.4f}, log loss {np.mean(losses):.4f}"
             )
 
 

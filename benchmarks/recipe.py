@@ -1,19 +1,21 @@
 """Compare `dlzoo finetune` with the recipe of Keras' transfer-learning guide, written by hand.
 
-    python benchmarks/recipe.py --data FLOWERS [--epochs 5 3] [--preset fast balanced]
+    python benchmarks/recipe.py --data FLOWERS [--epochs 5 3] [--preset fast balanced] [--rounds 3]
 
 The guide (keras.io/guides/transfer_learning): a frozen backbone called with `training=False`,
 RandomFlip and RandomRotation(0.1), dropout 0.2, Adam 1e-3, batch 32, 5 epochs; then all layers,
 Adam 1e-5, 3 epochs; decoded images are cached in memory. Both sides take the same weights
 (EfficientNet-Lite0 at 224 px) and the same split (rotation 0 of benchmarks/flowers.py). Each side
 is a process of its own, one after the other, with TensorFlow's own defaults for the guide's and an
-empty cache for dlzoo's. Fewer epochs are told as such, and what five and three would take is
-counted from the last one.
+empty cache for dlzoo's, which runs before and after the guide's and is told by the median. Fewer
+epochs are told as such, and what five and three would take is counted from the last one.
 """
 
 import argparse
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from pathlib import Path
 from flowers import write_split
 
 SIZE, BATCH, PLANNED = 224, 32, (5, 3)
+AGAIN = "fast, again with another seed and with the report"
 
 
 def by_hand(root: Path, split: Path, epochs: list[int]) -> dict:
@@ -86,69 +89,69 @@ def by_hand(root: Path, split: Path, epochs: list[int]) -> dict:
     return {"epochs": clock, "phases": found}
 
 
+def timed(command: list[str], home: Path) -> tuple[float, dict]:
+    """Run a command; return its seconds and the JSON that it prints."""
+    began = time.perf_counter()
+    environment = {**os.environ, "DLZOO_HOME": str(home)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    return time.perf_counter() - began, json.loads(done.stdout)
+
+
+def count_by_hand(options: argparse.Namespace, split: Path, home: Path) -> tuple[float, float]:
+    """Train by hand; print what came of it; return the seconds of the head and of the whole."""
+    command = [sys.executable, __file__, "--data", str(options.data), "--by-hand", str(split)]
+    took, hand = timed([*command, "--epochs", *map(str, options.epochs)], home)
+    seconds, counts = hand["epochs"], options.epochs
+    rest = took - sum(seconds)
+    head, deep = seconds[: counts[0]], seconds[counts[0] :]
+    each = " ".join(f"{s:.0f}" for s in seconds)
+    print(f"by hand, seconds an epoch: {each}; rest {rest:.0f}")
+    for name, phase in zip(("head", "all layers"), hand["phases"], strict=True):
+        print(f"by hand, after {name}: validation {phase['val']:.4f}, test {phase['test']:.4f}")
+    # the first epoch also decodes and compiles; those left out would take as long as the last
+    of_head = rest + sum(head) + (PLANNED[0] - len(head)) * head[-1]
+    of_all = of_head + sum(deep) + (PLANNED[1] - len(deep)) * deep[-1]
+    counted = "" if tuple(counts) == PLANNED else f" (counted from {counts[0]} and {counts[1]})"
+    print(f"by hand: head {of_head:.0f} s, whole {of_all:.0f} s{counted}", flush=True)
+    return of_head, of_all
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, nargs=2, default=list(PLANNED))
     parser.add_argument("--preset", nargs="*", default=["fast", "balanced"])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--by-hand", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.by_hand:
         print(json.dumps(by_hand(options.data, options.by_hand, options.epochs)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        split = Path(folder) / "split.csv"
+        split, home = Path(folder) / "split.csv", Path(folder) / "home"
         write_split(options.data, split, 0)
-        environment = {**os.environ, "DLZOO_HOME": str(Path(folder) / "home")}
-        command = [sys.executable, __file__, "--data", str(options.data), "--by-hand", str(split)]
-        command += ["--epochs", *map(str, options.epochs)]
-        began = time.perf_counter()
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-        took = time.perf_counter() - began
-        hand = json.loads(done.stdout.splitlines()[-1])
-        seconds, counts = hand["epochs"], options.epochs
-        rest = took - sum(seconds)
-        head, deep = seconds[: counts[0]], seconds[counts[0] :]
-        print(
-            "by hand, seconds an epoch:",
-            " ".join(f"{s:.0f}" for s in seconds),
-            f"; rest {rest:.0f}",
-        )
-        for name, phase in zip(("head", "all layers"), hand["phases"], strict=True):
-            print(f"by hand, after {name}: validation {phase['val']:.4f}, test {phase['test']:.4f}")
-        # the first epoch also decodes and compiles; those left out would take as long as the last
-        of_head = rest + sum(head) + (PLANNED[0] - len(head)) * head[-1]
-        of_all = of_head + sum(deep) + (PLANNED[1] - len(deep)) * deep[-1]
-        counted = "" if tuple(counts) == PLANNED else f" (counted from {counts[0]} and {counts[1]})"
-        print(f"by hand: head {of_head:.0f} s, whole {of_all:.0f} s{counted}", flush=True)
-        for preset in options.preset:
-            command = [sys.executable, "-m", "dlzoo", "finetune", "--data", str(options.data)]
-            command += ["--split-file", str(split), "--preset", preset, "--out", folder]
-            home = {**environment, "DLZOO_HOME": str(Path(folder) / preset)}
-            began = time.perf_counter()
-            done = subprocess.run(
-                [*command, "--no-report", "--quiet", "--json"],
-                check=True,
-                stdout=subprocess.PIPE,
-                env=home,
-            )
-            took = time.perf_counter() - began
-            metrics = json.loads(done.stdout)
+        finetune = [sys.executable, "-m", "dlzoo", "finetune", "--data", str(options.data)]
+        finetune += ["--split-file", str(split), "--out", folder, "--quiet", "--json", "--preset"]
+        took: dict[str, list[float]] = {}
+        for turn in range(options.rounds):
+            for preset in options.preset:
+                shutil.rmtree(home, ignore_errors=True)
+                seconds, found = timed([*finetune, preset, "--no-report"], home)
+                took.setdefault(preset, []).append(seconds)
+                figures = ", ".join(f"{s} {found[s]['accuracy']:.4f}" for s in ("val", "test"))
+                print(f"dlzoo {preset}: {seconds:.0f} s, {figures}", flush=True)
+                if preset == "fast":  # a balanced one trains anew whatever is cached
+                    seconds, _ = timed([*finetune, preset, "--seed", "1"], home)
+                    took.setdefault(AGAIN, []).append(seconds)
+                    print(f"dlzoo {AGAIN}: {seconds:.0f} s", flush=True)
+            if turn == 0:  # in the middle: machines have slow hours
+                of_head, of_all = count_by_hand(options, split, Path(folder) / "none")
+        for name, each in took.items():
+            middle = statistics.median(each)
             print(
-                f"dlzoo {preset}: {took:.0f} s, validation {metrics['val']['accuracy']:.4f}, test "
-                f"{metrics['test']['accuracy']:.4f}; head by hand / this {of_head / took:.1f}, "
-                f"whole by hand / this {of_all / took:.1f}",
-                flush=True,
+                f"dlzoo {name}: {middle:.0f} s, the median of {len(each)}; head by hand / this "
+                f"{of_head / middle:.1f}, whole by hand / this {of_all / middle:.1f}"
             )
-            if preset == "fast":  # a balanced one trains anew whatever is cached
-                began = time.perf_counter()
-                subprocess.run(
-                    [*command, "--quiet", "--json", "--seed", "1"],
-                    check=True, stdout=subprocess.DEVNULL, env=home,
-                )  # fmt: skip
-                print(
-                    f"dlzoo {preset}, again with another seed: {time.perf_counter() - began:.0f} s"
-                )
 
 
 if __name__ == "__main__":

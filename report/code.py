@@ -70,6 +70,7 @@ def of_run(directory: RunDir, classifier: Classifier, flip: Callable[[], bool]) 
     told: dict[str, Any] = {
         "version": __version__,
         "left_out": left_out,
+        "divisor": classifier.origin.get("temperature"),
         "mirror": made.get("average") if made.get("mirror") else None,
         "source": _here(config["data"]),
         "folder": _folder(source, [row["path"] for row in rows]),

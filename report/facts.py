@@ -32,6 +32,7 @@ def of_run(directory: RunDir, classifier: Classifier) -> dict[str, Any]:
     about, found = directory.read(), read_values(directory.metrics)
     saved = read_values(directory.model / "model.json")
     parity = directory.export / "parity.json"
+    known = saved.get("calibration")
     rows = read_rows(directory.history)
     main = "test" if found["test"] else "val"
     weights = directory.model / "model.weights.h5"
@@ -63,27 +64,38 @@ def of_run(directory: RunDir, classifier: Classifier) -> dict[str, Any]:
         "exports": read_values(parity)
         if (parity := directory.export / "parity.json").is_file()
         else {},
-        "calibration": saved.get("calibration"),
+        "calibration": known and {"applied": False} | known,
     }
 
 
-def calibrate(data: Data, answers: Answers, task: str) -> dict[str, Any]:
+def calibrate(
+    classifier: Classifier, data: Data, answers: Answers
+) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
     """Return the temperature of the validation photos, and what it changes.
 
     Returns:
-        temperature; n, the photos it was fitted on; for `val` and, if there is one, `test`:
-        log_loss and calibration_error, as they are and with the temperature; helps: whether the
-        log loss of the test photos falls (without any, None).
+        temperature; applied, whether the model answers with it; n, the photos it was fitted on;
+        for `val` and, if there is one, `test`: log_loss and calibration_error, without and with
+        the temperature; helps: whether the log loss of the test photos falls (without any, None).
+        And for each split the answers without and with it.
     """
-    temperature = calibration.fit(data.labels("val"), answers["val"], task)
-    found: dict[str, Any] = {"temperature": temperature, "n": len(answers["val"])}
+    from ..zoo import graph
+
+    task, averaged = classifier.task, graph.built(classifier.model).copies > 1
+    applied = None if averaged else classifier.origin.get("temperature")
+    temperature = applied or calibration.fit(data.labels("val"), answers["val"], task)
+    found: dict[str, Any] = {
+        "temperature": temperature, "applied": bool(applied), "n": len(answers["val"])
+    }  # fmt: skip
+    both = {}
     for split, p in answers.items():
-        labels, names = data.labels(split), data.classes
-        both = [metrics.evaluate(labels, each, names, task)
-                for each in (p, calibration.tempered(p, task, temperature))]  # fmt: skip
-        found[split] = {k: [f[k] for f in both] for k in ("log_loss", "calibration_error")}
+        other = calibration.tempered(p, task, 1 / applied if applied else temperature)
+        both[split] = [other, p] if applied else [p, other]
+        figures = [metrics.evaluate(data.labels(split), each, data.classes, task)
+                   for each in both[split]]  # fmt: skip
+        found[split] = {k: [f[k] for f in figures] for k in ("log_loss", "calibration_error")}
     before, after = found["test"]["log_loss"] if "test" in found else (None, None)
-    return found | {"helps": None if before is None else bool(after < before)}
+    return found | {"helps": None if before is None else bool(after < before)}, both
 
 
 def of_photos(

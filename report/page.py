@@ -7,7 +7,7 @@ import hashlib
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import files
 from ..errors import UsageError
-from . import calibration, facts, gradcam, metrics, plots
+from . import facts, gradcam, metrics, plots
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -53,16 +53,17 @@ def build(
     """
     from ..transfer.classifier import annotate
 
-    told, answers = facts.of_run(directory, classifier), {}
+    told = facts.of_run(directory, classifier)
+    both: Mapping[str, Sequence[np.ndarray]] = {}
     if data is not None:
         answers = {s: classifier.answers(data, s) for s in ("val", "test") if data.splits[s]}
-        told["calibration"] = facts.calibrate(data, answers, classifier.task)
+        told["calibration"], both = facts.calibrate(classifier, data, answers)
         annotate(directory.model, calibration=told["calibration"])
         told |= facts.of_photos(classifier, data, answers, told["main"], seconds)
         told["sizes"] = data.summary()["shorter_side"]
     told |= {"caveats": facts.caveats(told), "photos": data is not None, "why": why}
     directory.plots.mkdir(exist_ok=True)
-    told["plots"] = _plots(directory, told, classifier, data, answers)
+    told["plots"] = _plots(directory, told, classifier, data, both)
     told |= _photos(directory, told, classifier, data) if data is not None else {}
     css = Path(__file__).with_name("page.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
@@ -77,7 +78,7 @@ def _plots(
     told: Mapping[str, Any],
     classifier: Classifier,
     data: Data | None,
-    answers: facts.Answers,
+    both: Mapping[str, Sequence[np.ndarray]],
 ) -> dict[str, str]:
     """Draw what is not there yet; return name to data URI."""
     figures, folder = told["figures"], directory.plots
@@ -91,18 +92,18 @@ def _plots(
             draw(path)
     if data is not None:
         split, found = told["main"], told["calibration"]
-        p, task = answers[split], classifier.task
-        after = calibration.tempered(p, task, found["temperature"])
+        names = ("without", f"with temperature {found['temperature']:.2f}")
+        labels, task = data.labels(split), classifier.task
         series = {
-            name: metrics.calibration(*metrics.confidence(data.labels(split), each, task), DOTS)
-            for name, each in (("as it is", p), (f"temperature {found['temperature']:.2f}", after))
+            name: metrics.calibration(*metrics.confidence(labels, p, task), DOTS)
+            for name, p in zip(names, both[split], strict=True)
         }
         plots.reliability(series, folder / "calibration.png")
         sides = [min(r.width, r.height) for s in data.splits for r in data.records(s)]
         if len(set(sides)) > 1:
             plots.sizes(sides, classifier.preprocess.size, folder / "sizes.png")
-    names = [*drawings, "calibration", "sizes"]
-    return {n: _uri((folder / f"{n}.png").read_bytes(), "png") for n in names
+    return {n: _uri((folder / f"{n}.png").read_bytes(), "png")
+            for n in (*drawings, "calibration", "sizes")
             if (folder / f"{n}.png").is_file()}  # fmt: skip
 
 

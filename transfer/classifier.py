@@ -133,6 +133,16 @@ class Classifier:
             self._answered[key] = self._answer(data, split)
         return self._answered[key].copy()
 
+    def temper(self, temperature: float) -> None:
+        """Divide the logits by a temperature, for good: no answer changes, but how sure it is.
+
+        What follows the last layer with weights, if anything does, is a ReLU and a mean.
+        """
+        for variable in self.model.get_layer("logits").weights:
+            variable.assign(variable / temperature)
+        self.origin["temperature"] = temperature
+        self._answered.clear()
+
     @cached_property
     def _answered(self) -> dict[tuple[str, str], np.ndarray]:
         return {}

@@ -97,8 +97,8 @@ def together(
         members: of the same classes.
         data: whose validation photos decide.
         how: `probabilities` or `logits` are averaged; `auto` takes what has the lower validation
-            loss (the average of logits is the surer one, which helps where members are less
-            sure than they are right, as label smoothing makes them). `weights` averages the
+            loss (the average of logits is the surer one, which helps where the average is less
+            sure than it is right). `weights` averages the
             weights of members of one architecture, greedily: from the best one on, each
             further one stays in only if validation gets better (arXiv:2203.05482).
 
@@ -148,6 +148,8 @@ def _averaged(members: Sequence[Classifier], how: str, *, mirror: bool = False) 
         first.preprocess, size=about.preprocess.size, interpolation=about.preprocess.interpolation
     )
     origin = first.origin | {"create": about.create}
+    if len(members) > 1:
+        origin.pop("temperature", None)  # of the first one
     return Classifier(model, first.classes, first.task, rule, origin)
 
 

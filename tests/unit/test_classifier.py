@@ -56,6 +56,20 @@ def test_probabilities_are_those_of_the_logits_and_do_not_overflow():
     np.testing.assert_allclose(binary.sum(1), 1)
 
 
+@pytest.mark.parametrize("name", ["lenet5", "squeezenet1_1"])
+def test_a_temperature_divides_the_logits(name):
+    """Of SqueezeNet, too, which puts a ReLU and a mean behind them."""
+    keras.utils.set_random_seed(0)
+    model = zoo.create_model(name, num_classes=3, input_shape=(32, 32, 3), preprocess=RULE)
+    made = Classifier(model, CLASSES, "multiclass", RULE, {})
+    images = np.random.default_rng(0).uniform(0, 255, (5, 32, 32, 3)).astype("float32")
+    before, answers = made.model(images).numpy(), made.probabilities(images)
+    made.temper(0.5)
+    np.testing.assert_allclose(made.model(images), 2 * before, rtol=1e-5, atol=1e-6)
+    assert made.origin["temperature"] == 0.5
+    assert (made.probabilities(images).max(1) > answers.max(1)).all()
+
+
 def test_batches_are_put_together_in_order(classifier, images):
     whole = classifier.probabilities(images)
     assert whole.shape == (5, 3) and whole.dtype == np.float32

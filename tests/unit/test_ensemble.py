@@ -84,6 +84,9 @@ def test_an_ensemble_is_a_run_like_any_other(run, photos):
     assert again.evaluate("test") == run.metrics["test"]
     assert again.predict(photos / "red" / "1.png", topk=3)[0].error is None
     assert not np.array_equal(*(m.classifier.model.get_weights()[-2] for m in members))
+    temperatures = [m.classifier.origin["temperature"] for m in members]
+    assert temperatures[0] != temperatures[1]
+    assert "temperature" not in again.classifier.origin  # of the average there is none
 
 
 @pytest.mark.full

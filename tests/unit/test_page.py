@@ -82,6 +82,21 @@ def page(run):
     return Page(run.path / "report.html")
 
 
+def test_calibration_changes_no_answer_and_can_be_left_out(run, photos, tmp_path):
+    settings = {"preset": "fast", "augment": "light", "size": 128, "quiet": True}
+    plain = finetune(
+        data=photos, out=str(tmp_path), val_split=0.2, test_split=0.2, calibrate=False, **settings
+    )
+    images = np.stack([np.asarray(Image.open(photos / n / "0.png").resize((128, 128)))
+                       for n in PATCHES])  # fmt: skip
+    one, other = run.classifier.model(images), plain.classifier.model(images)
+    temperature = run.classifier.origin["temperature"]
+    np.testing.assert_allclose(temperature * np.array(one), other, rtol=1e-3, atol=1e-3)
+    assert "temperature" not in plain.classifier.origin
+    shown = Page(plain.path / "report.html")
+    assert "as the model gives them, without it" in shown.text
+
+
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(run, page):
     assert not page.tags.keys() & {"script", "link", "iframe", "object", "form"}
     assert all(a.startswith(("data:image/", "#")) for a in page.addresses)
@@ -134,12 +149,15 @@ def test_plots_are_also_files_and_a_card_is_written(run):
     assert f"{run.metrics['test']['n']}, 95 % CI" in card.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def test_the_temperature_is_stored_and_changes_no_answer(run, photos):
+def test_the_temperature_is_applied_and_told(run, page, photos):
     files = [photos / name / "0.png" for name in PATCHES]
     before = [prediction.top for prediction in run.predict(files)]
-    found = json.loads((run.path / "model" / "model.json").read_text())["calibration"]
+    saved = json.loads((run.path / "model" / "model.json").read_text())
+    found = saved["calibration"]
+    assert found["applied"] and found["temperature"] == saved["origin"]["temperature"] != 1
     assert 0.1 <= found["temperature"] <= 10 and found["n"] == run.data.splits["val"]
-    assert found["val"]["log_loss"][1] <= found["val"]["log_loss"][0]
+    assert found["val"]["log_loss"][1] == pytest.approx(run.metrics["val"]["log_loss"], abs=1e-4)
+    assert "have been divided by it" in page.text
     again = load_run(run.path)
     for one, other in zip(before, (p.top for p in again.predict(files)), strict=True):
         assert dict(one) == pytest.approx(dict(other), abs=1e-5)

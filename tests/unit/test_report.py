@@ -284,6 +284,16 @@ def test_the_temperature_of_answers_that_are_all_right_is_bounded():
     assert np.isfinite(calibration.tempered(p, "multilabel", 0.1)).all()
 
 
+@pytest.mark.parametrize(("n", "sure"), [(10, 11 / 12), (100, 101 / 102)])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_few_answers_that_are_all_right_promise_little(task, n, sure):
+    """Not certainty: as much as one more photo would that is answered wrongly."""
+    labels, p = np.tile([0, 1], (n, 1)), np.tile([0.2, 0.8], (n, 1))
+    labels = labels[:, 1:] if task == "binary" else labels
+    after = calibration.tempered(p, task, calibration.fit(labels, p, task))
+    assert after[0, 1] == pytest.approx(sure, abs=1e-3)
+
+
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
 def test_wrong_labels_are_found_and_right_ones_left_alone(task):
     rng = np.random.default_rng(1)
