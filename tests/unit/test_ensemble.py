@@ -95,6 +95,7 @@ def test_an_ensemble_is_explained_reported_and_exported(run):
     assert run.explain(image).heat.shape == (28, 28)
     page = run.report(seconds=1.0).read_text("utf-8")
     assert page.count("<td>lenet5</td>") == 2 and "members are averaged" in page
+    assert "as the model gives them, without it" in page  # no temperature of the average
     figures = run.export("keras", "tflite")
     assert figures["keras"]["passed"] and figures["tflite"]["passed"]
     assert figures["keras"]["max_difference"] < 1e-4
