@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
+import lzma
+import math
 import os
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from .. import files
 from ..errors import DataError, ResourceError
@@ -23,12 +27,17 @@ MAX_BYTES = 500 * 2**30
 MAX_RATIO = 100  # unpacked to packed; photographs hardly pack at all
 FREE_BYTES = 1 << 20  # below this the ratio is of no interest
 BLOCK = 4096  # what every member counts for at least: it takes a place on the disk
-MAX_HEADER = 1 << 16  # bytes of a tar's long name or extended header
+MAX_HEADER = 1 << 16  # bytes of all headers of a tar's member
 
 # the disk's fault; whatever else goes wrong is the archive's
 _DISK = {
     getattr(errno, name, None)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE")
+}
+_PACKED: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
 }
 _Member = tuple[str, IO[bytes] | None]  # None: a folder
 
@@ -140,31 +149,41 @@ def _zip(path: Path) -> Iterator[_Member]:
             yield name, archive.open(info)
 
 
-class _Header(tarfile.TarInfo):
-    """A tar's header that does not ask for much memory."""
+class _Tape:
+    """A tar without its compression, of which reading a member's headers takes but little.
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        header = super().frombuf(buf, encoding, errors)
-        if not header.isreg() and not header.isdir() and header.size > MAX_HEADER:
-            raise tarfile.ReadError("a header of a member is too long")
-        if header.issparse():
-            raise tarfile.ReadError("it holds sparse files")
-        return header
+    That limits whatever they claim: long names, extended headers, lists of a file's holes. What
+    tarfile calls its own steps differs from one Python to the next, so none of them is replaced.
+    """
 
-    def _proc_gnusparse_10(self, *_: object) -> None:
-        # reads a list of any length into memory; no photograph is a file of holes
-        raise tarfile.ReadError("it holds sparse files")
+    def __init__(self, file: IO[bytes]):
+        self.tell, self.seek, self._file = file.tell, file.seek, file
+        self.left = float(MAX_HEADER)
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError("the headers of a member are too long")
+        self.left -= size
+        return self._file.read(size)
 
 
 def _tar(path: Path) -> Iterator[_Member]:
-    with tarfile.open(path, tarinfo=_Header) as archive:
-        while info := archive.next():
-            archive.members.clear()  # type: ignore[attr-defined]  # which tarfile would keep
-            if info.isdir():
-                if info.name.strip("./"):
-                    yield info.name, None
-            elif info.isreg():
-                yield info.name, archive.extractfile(info)
-            else:
-                raise _unsafe(path, f"{info.name!r} is a link or a device")
+    with path.open("rb") as file:
+        start = file.read(6)
+    opener = next((f for magic, f in _PACKED.items() if start.startswith(magic)), open)
+    with opener(path, "rb") as file:
+        tape = _Tape(file)
+        with tarfile.TarFile(fileobj=tape) as archive:  # type: ignore[arg-type]
+            while info := archive.next():
+                archive.members.clear()  # type: ignore[attr-defined]  # which tarfile would keep
+                tape.left = math.inf  # what a member holds is counted as it comes
+                if info.issparse():
+                    raise tarfile.ReadError("it holds sparse files")
+                if info.isdir():
+                    if info.name.strip("./"):
+                        yield info.name, None
+                elif info.isreg():
+                    yield info.name, archive.extractfile(info)
+                else:
+                    raise _unsafe(path, f"{info.name!r} is a link or a device")
+                tape.left = MAX_HEADER

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..errors import ExportError, UsageError, nearest
+from ..transfer.distribute import in_float32
 from . import keras_file, onnx_file, parity, savedmodel, tflite
 from .artefact import Format, Options, describe
 from .parity import Photos
@@ -119,9 +120,10 @@ def export(
     try:
         kind.write(classifier, temporary, about, chosen)
         try:
-            figures = parity.check(
-                photos, kind.answers(temporary, chosen), classifier.task, chosen.limit
-            )
+            with in_float32():
+                figures = parity.check(
+                    photos, kind.answers(temporary, chosen), classifier.task, chosen.limit
+                )
         except ExportError as error:  # it could not even be asked
             _move(temporary, refused)
             raise ExportError(error.id, error.message, where=refused, fix=error.hint) from error

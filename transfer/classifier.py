@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..errors import DlzooError, ModelError
 from ..zoo import checkpoints
 from ..zoo.from_run import JSON, WEIGHTS, not_a_run
 from ..zoo.spec import Preprocess
+from .distribute import in_float32
 
 if TYPE_CHECKING:
     import keras
@@ -115,7 +116,7 @@ class Classifier:
                 stacklevel=2,
             )
         parts = [
-            self._forward(images[start : start + batch].astype("float32")).numpy()
+            self._forward(images[start : start + batch].astype("float32"))
             for start in range(0, len(images), batch)
         ]
         logits = np.concatenate(parts) if parts else np.zeros((0, self.model.output_shape[-1]))
@@ -161,7 +162,7 @@ class Classifier:
                 logits = _compute(top, (found.take(i) for i in _slices(len(found))))
                 some = np.unique(np.linspace(0, len(found) - 1, CHECKED).astype(int))
                 images = batches(data, split, self.preprocess, batch=CHECKED, view=0, rows=some)
-                whole = self._forward(next(iter(images))[0]).numpy()
+                whole = self._forward(next(iter(images))[0])
                 off = np.abs(whole - logits[some]).max() / max(np.abs(whole).max(), 1.0)
                 if off <= AGREE:
                     return to_probabilities(logits, self.task)
@@ -176,11 +177,12 @@ class Classifier:
         return to_probabilities(logits, self.task)
 
     @cached_property
-    def _forward(self):
+    def _forward(self) -> Callable[[Any], np.ndarray]:
         import tensorflow as tf
 
         # Not `model.predict`: Keras compiles that with XLA, several times slower on a CPU.
-        return tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
+        forward = tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
+        return lambda images: _ask(forward, images)
 
     def float32(self) -> Classifier:
         """Return itself, or the same classifier rebuilt in float32 if it is mixed precision.
@@ -333,7 +335,12 @@ def _compute(model: keras.Model, parts: Iterable[np.ndarray]) -> np.ndarray:
     # one trace, of any batch: TensorFlow warns of many
     spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
     forward = tf.function(lambda x: model(x, training=False)).get_concrete_function(spec)
-    return np.concatenate([forward(tf.constant(part)).numpy() for part in parts])
+    return np.concatenate([_ask(forward, tf.constant(part)) for part in parts])
+
+
+def _ask(forward: Callable[[Any], Any], images: Any) -> np.ndarray:
+    with in_float32():
+        return forward(images).numpy()
 
 
 def to_probabilities(logits: np.ndarray, task: str) -> np.ndarray:

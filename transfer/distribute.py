@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,7 @@ class Machine:
     """What a run computes on.
 
     Attributes:
-        device: in words, such as `2x CPU`. precision: `fp32`, `mixed` or `bf16`.
+        device: in words, such as `2x CPU`. precision: `fp32`, `tf32`, `mixed` or `bf16`.
         strategy: the tf.distribute strategy whose scope models are built in.
         replicas: how many copies of the model compute a batch.
         workers: the processes that do.
@@ -59,8 +61,9 @@ def prepare(
         strategy: `none`; `mirrored`, all chosen devices of this machine; `multiworker`, those of
             all processes that `TF_CONFIG` or Slurm name; `tpu`; or `auto`: multiworker where
             there are such processes, mirrored from two GPUs on.
-        precision: `fp32` (also what `auto` means) or `mixed`: float16 (on a TPU bfloat16) with
-            float32 weights.
+        precision: of training steps. `fp32`; `mixed`: float16 (on a TPU bfloat16) with float32
+            weights; `auto`: float32, whose products a GPU that can takes from factors of ten
+            bits (TF32), as TensorFlow does by itself. For answers see `in_float32`.
         seed: of Python, NumPy and Keras. deterministic: ops give the same bits each time.
 
     Raises:
@@ -78,6 +81,7 @@ def prepare(
             fix="set TF_CONFIG, start it by srun, or try it out on this machine with "
             "`dlzoo launch --workers 2 -- finetune ...`",
         )
+    gpus: list = []
     if strategy == "tpu":
         scope, chips = _tpu()
         words, why = f"{chips}x TPU", "--strategy tpu"
@@ -98,9 +102,38 @@ def prepare(
     keras.utils.set_random_seed(seed)
     mixed, half = precision == "mixed", "bfloat16" if strategy == "tpu" else "float16"
     keras.config.set_dtype_policy(f"mixed_{half}" if mixed else "float32")
-    name = ("bf16" if strategy == "tpu" else "mixed") if mixed else "fp32"
+    rounding = precision != "fp32"
+    tf.config.experimental.enable_tensor_float_32_execution(rounding)
+    name = "tf32" if rounding and any(map(_has_tf32, gpus)) else "fp32"
+    if mixed:
+        name = "bf16" if strategy == "tpu" else "mixed"
     workers = Workers(scope, found.rank, len(found.addresses)) if found else Workers()
     return Machine(words, name, scope, scope.num_replicas_in_sync, workers, why)
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Compute in true float32 inside: what is answered, kept or compared.
+
+    A recent GPU takes products of float32 from factors of ten bits (TF32). That is good enough for
+    the gradient of a batch, but the logits of EfficientNet-Lite0 were seen to move by 1 % of their
+    standard deviation (benchmarks/RESULTS.md): answers would differ from all other machines'.
+    """
+    import tensorflow as tf
+
+    rounding = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(rounding)
+
+
+def _has_tf32(gpu: Any) -> bool:
+    import tensorflow as tf
+
+    details = tf.config.experimental.get_device_details(gpu)
+    return details.get("compute_capability", (0, 0)) >= (8, 0)
 
 
 def _several(found: cluster.Cluster) -> Any:
@@ -149,8 +182,7 @@ def _gpus(device: str, beside: tuple[int, int]) -> list:
 
     gpus = tf.config.list_physical_devices("GPU")
     if device == "cpu":
-        tf.config.set_visible_devices([], "GPU")
-        return []
+        return _visible([], device)
     if device.startswith("gpu"):
         number = int(device.partition(":")[2] or 0)
         if number >= len(gpus):
@@ -164,8 +196,31 @@ def _gpus(device: str, beside: tuple[int, int]) -> list:
     if ":" not in device and len(gpus) >= count > 1:
         share = len(gpus) // count
         gpus = gpus[index * share : (index + 1) * share]
-    if gpus:
+    return _visible(gpus, device) if gpus else []
+
+
+def _visible(gpus: list, device: str) -> list:
+    """Let TensorFlow use these GPUs alone, with memory as it is needed; return those it uses.
+
+    Which ones cannot be changed once it has computed anything, as in a notebook that has built a
+    model: then those it uses are taken, unless others were asked for.
+    """
+    import tensorflow as tf
+
+    try:
         tf.config.set_visible_devices(gpus, "GPU")
+    except RuntimeError as error:
+        used = tf.config.get_visible_devices("GPU")
+        if device != AUTO and used != gpus:
+            raise ResourceError(
+                "resource.device-set",
+                f"--device {device}: TensorFlow runs in this process already, with "
+                f"{len(used)} GPUs: {', '.join(gpu.name for gpu in used) or 'none'}",
+                fix="restart the notebook or the program, and choose the device before anything "
+                "is computed; or leave it at auto",
+            ) from error
+        return used
     for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        with suppress(RuntimeError, ValueError):  # it runs already, or is split into several
+            tf.config.experimental.set_memory_growth(gpu, True)
     return gpus

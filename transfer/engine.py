@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import files
 from ..machine import cores
+from .distribute import in_float32
 from .memory import collected_often
 
 log = logging.getLogger("dlzoo")
@@ -37,7 +38,7 @@ class Engine:
 
     Attributes:
         name: `keras`, `litert` or `onnx`; before the first batch, what will be tried.
-        seconds: for each engine that computed the first batch: how long that took.
+        seconds: for each engine whose time on a batch was taken: how long it took.
     """
 
     def __init__(self, batch: int, plain: Compute, others: dict[str, Compute], label: str):
@@ -57,13 +58,24 @@ class Engine:
         """
         parts = []
         for start in range(0, len(images), self.batch):
-            part = np.asarray(images[start : start + self.batch], "float32")
-            n = len(part)
-            if n < self.batch:
-                part = np.concatenate([part, np.repeat(part[-1:], self.batch - n, axis=0)])
+            n = len(images[start : start + self.batch])
+            part = self._filled(images[start : start + self.batch])
             compute = self._chosen or self._choose(part)
             parts.append([np.array(out[:n], "float32") for out in compute(part)])
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    def measure(self, images: np.ndarray) -> dict[str, float]:
+        """Return `seconds`, of a batch made of these images if none has been measured yet."""
+        if not self.seconds:
+            self._choose(self._filled(images[: self.batch]))
+        return self.seconds
+
+    def _filled(self, images: np.ndarray) -> np.ndarray:
+        """Return a whole batch: images, and the last one again and again."""
+        part = np.asarray(images, "float32")
+        if len(part) == self.batch:
+            return part
+        return np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
 
     def _choose(self, images: np.ndarray) -> Compute:
         """Take the fastest engine that agrees with Keras on a batch, for good."""
@@ -118,7 +130,8 @@ def frozen(
     ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
 
     def plain(images: np.ndarray) -> list[np.ndarray]:
-        return [out.numpy() for out in forward(tf.constant(images))]
+        with in_float32():
+            return [out.numpy() for out in forward(tf.constant(images))]
 
     others: dict[str, Compute] = {}
     if convert:

@@ -170,7 +170,7 @@ def test_pain_39_requirements_have_lower_bounds_only():
 def test_pain_40_the_device_is_told_and_a_missing_gpu_is_an_error(odd_run, tmp_path, refused):
     import tensorflow as tf
 
-    assert re.search(r"^device \d+x (CPU|GPU) fp32", odd_run.err, re.MULTILINE)
+    assert re.search(r"^device \d+x (CPU fp32|GPU (fp32|tf32))", odd_run.err, re.MULTILINE)
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("there is a GPU")
     told = refused(

@@ -174,6 +174,7 @@ def test_latency_is_measured_on_an_engine(monkeypatch, batch):
         return real(forward)
 
     monkeypatch.setattr(engine, "_litert", noting)
+    monkeypatch.setattr(engine, "on_gpu", lambda: False)
     monkeypatch.setattr(explore, "SECONDS", 0.01)
     model = create_model("lenet5", num_classes=3, weights=None, input_shape=32)
     milliseconds, name = explore.latency(model, batch)

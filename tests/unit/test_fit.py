@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dlzoo import create_model, load_data
 from dlzoo.data.pipeline import batches
-from dlzoo.transfer import estimate
+from dlzoo.transfer import engine, estimate
 from dlzoo.transfer.cache import Frozen
 from dlzoo.transfer.fit import rehearse, train
 from dlzoo.transfer.freeze import frozen_part, unfreeze
@@ -143,6 +143,17 @@ def test_pain_18_rows_count_epochs_over_all_stages(data, tmp_path):
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 6
 
 
+def test_it_goes_the_ways_of_a_gpu(data, monkeypatch):
+    """Where TensorFlow computes the frozen layers, and the layers above them as they are."""
+    monkeypatch.setattr(engine, "on_gpu", lambda: True)
+    monkeypatch.setenv("DLZOO_HOME", tempfile.mkdtemp(dir=os.environ["DLZOO_HOME"]))
+    said: list[str] = []
+    plan = Plan((stage("a", "head", epochs=2), stage("b", "C5", epochs=2)))
+    outcome = train(build(pool="avg"), data, plan, rule(build()), say=said.append, **QUIET)
+    assert [row["stage"] for row in outcome.rows] == ["a", "a", "b", "b"]
+    assert "frozen layers computed once" in said[0]
+
+
 def test_a_head_is_fitted_to_convergence(data):
     """No step of gradient descent makes the loss on the features any smaller."""
     model = build(pool="avg", dropout=0.2)
@@ -197,8 +208,8 @@ def test_mixup_trains(data, use_cache):
 @pytest.mark.full
 def test_the_faster_way_is_taken_and_told(data, monkeypatch):
     """Frozen layers are computed once, unless that is estimated to take longer."""
-    for engine, way in ((1e9, "cached"), (1e-9, "live")):
-        rates = estimate.Rates(keras=1.0, engine=engine)
+    for speed, way in ((1e9, "cached"), (1e-9, "live")):
+        rates = estimate.Rates(keras=1.0, engine=speed)
         monkeypatch.setattr(estimate, "rates", lambda frozen, places, rates=rates: rates)
         monkeypatch.setenv("DLZOO_HOME", tempfile.mkdtemp(dir=os.environ["DLZOO_HOME"]))
         said = []
