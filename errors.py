@@ -15,6 +15,13 @@ from typing import Any
 OK, BUG, USAGE, DATA, MODEL, RESOURCE, DIVERGED, RESUME, EXPORT, GATE = range(10)
 INTERRUPTED, CTRL_C = 75, 130
 
+# What TensorFlow says where cuDNN or CUDA cannot be set up for want of memory.
+_GPU_IS_FULL = (
+    "No DNN in stream executor",
+    "DNN library initialization failed",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+)
+
 
 class DlzooError(Exception):
     """An error with an id, a place and a remedy.
@@ -120,6 +127,23 @@ class Interrupted(DlzooError):
     """Stopped by a signal after saving; run again to go on (exit 75)."""
 
     exit_code = INTERRUPTED
+
+
+def out_of_memory(error: BaseException) -> ResourceError | None:
+    """Return what to tell of too little memory, in Python's words or TensorFlow's; else None."""
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        where, fix = "out of memory", "try a smaller --size or --batch, or end other programs"
+    elif any(words in text for words in _GPU_IS_FULL):
+        where = "a GPU has no memory left for this process"
+        fix = (
+            "end the programs that hold it (`nvidia-smi` lists them; TensorFlow takes all of a "
+            "GPU, unless TF_FORCE_GPU_ALLOW_GROWTH=true is set for it), or --device cpu"
+        )
+    else:
+        return None
+    first = text.strip().partition("\n")[0][:200]
+    return ResourceError("resource.oom", f"{where}: {first}" if first else where, fix=fix)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

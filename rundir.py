@@ -18,7 +18,16 @@ from types import TracebackType
 from typing import Any
 
 from . import __version__, files
-from .errors import BUG, CTRL_C, INTERRUPTED, DlzooError, ResourceError, UsageError, nearest
+from .errors import (
+    BUG,
+    CTRL_C,
+    INTERRUPTED,
+    DlzooError,
+    ResourceError,
+    UsageError,
+    nearest,
+    out_of_memory,
+)
 
 # Room that must be free before a run starts: its model, predictions and plots.
 NEED = 200_000_000
@@ -227,8 +236,8 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def exit_code(error: BaseException) -> int:
     """Return what the command line exits with after `error`."""
-    if isinstance(error, DlzooError):
-        return error.exit_code
+    if told := error if isinstance(error, DlzooError) else out_of_memory(error):
+        return told.exit_code
     return CTRL_C if isinstance(error, KeyboardInterrupt) else BUG
 
 

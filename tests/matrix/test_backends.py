@@ -28,7 +28,9 @@ def run(backend: str, *argv: str) -> dict:
     program = Path(__file__).with_name("backends.py")
     done = subprocess.run(
         [sys.executable, program, *argv],
-        env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        # jax on CPUs, of which the program makes two: a GPU would be one device
+        env=os.environ
+        | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )

@@ -16,6 +16,7 @@ import pytest
 from dlzoo import zoo
 from dlzoo.config import FIELDS
 from dlzoo.errors import DataError, DivergedError, GateError, ModelError
+from dlzoo.rundir import RunDir
 from dlzoo.units import parse_bytes
 from PIL import Image
 
@@ -416,6 +417,29 @@ def test_a_bug_leaves_its_traceback_in_a_file(call, run_module, tmp_path, monkey
     assert str(crash) in errors
     assert "Traceback" in crash.read_text() and "tensorflow" in crash.read_text()
     assert "Traceback" in call("--debug", "finetune", "--data", "x")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        ("No DNN in stream executor.\n\t [[{{node stem_conv_1/convolution}}]]", "nvidia-smi"),
+        ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", "nvidia-smi"),
+        (None, "--size"),
+    ],
+)
+def test_too_little_memory_is_no_bug(call, run_module, tmp_path, words, fix):
+    """Not that of a training step, which is known; here a GPU is full of another program's."""
+
+    def finetune(*_, **__):
+        with RunDir.create(tmp_path / "runs", "a", "a"):
+            raise RuntimeError(words) if words else MemoryError
+
+    run_module.finetune = finetune
+    code, out, errors = call("finetune", "--data", "x")
+    assert (code, out) == (5, "") and "error[resource.oom]: " in errors and fix in errors
+    assert "Traceback" not in errors and "[[{{node" not in errors
+    run = RunDir.open(tmp_path / "runs" / "a")
+    assert run.read()["exit"] == 5 and not (run.path / "crash.txt").exists()
 
 
 def test_ctrl_c_ends_with_its_code(call, run_module):
