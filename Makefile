@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help demo test test-full test-resume test-backends docs lint types clean
+.PHONY: help demo test test-full test-resume test-backends test-oldest docs lint types clean
 help:
 	@echo "make demo       set up, then fine-tune the default backbone on the digits of scikit-learn"
 	@echo "make test       set up, then lint, type check and the default tests"
 	@echo "make test-resume  every place where a run can be killed, and a storm of kills"
 	@echo "make test-backends  models of the zoo on JAX and PyTorch, which it installs"
+	@echo "make test-oldest  the default tests with the oldest versions that setup.cfg allows"
 	@echo "make docs       the pages of docs/, the reference and the commands as a site"
 	@echo "make test-full  the demo, and every model of the zoo, against torch where that is installed"
 
@@ -40,6 +41,14 @@ test-resume: $(VENV)/.ready-test
 test-backends: $(VENV)/.ready-test
 	$(INSTALL) -e ".[jax,torch]"
 	$(BIN)/python -m pytest tests/matrix/test_backends.py
+
+test-oldest: setup.cfg
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)-oldest/bin/uv pip install --quiet --python $(VENV)-oldest/bin/python \
+		--resolution lowest-direct -e ".[test,lite]"
+	$(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		-m "not full and not long"
 
 test-full: lint types demo
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"

@@ -168,7 +168,7 @@ class _Features:
     def _read(self, part: slice) -> np.ndarray:
         found = self._rows[part]
         # what owns its values was made for us; a part of an array is somebody's
-        found = np.array(found, "float32", copy=None if found.flags.owndata else True)
+        found = found.astype("float32", copy=not found.flags.owndata)
         return self._move(found) if self._standard else found
 
     def _move(self, x: np.ndarray) -> np.ndarray:
