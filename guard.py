@@ -19,7 +19,6 @@ from . import console, files
 from .errors import BUG, CTRL_C, OK, DlzooError, UsageError, nearest, out_of_memory
 
 PROGRAM, COMPLETE = "dlzoo", "_DLZOO_COMPLETE"
-_NO_ARGS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.1 prints and exits
 QUIET = "3"  # the level of TensorFlow's log, of 0 to 3
 
 
@@ -55,7 +54,7 @@ def _guarded(work: Callable[[], int], debug: bool) -> int:
     except (KeyboardInterrupt, click.Abort):
         console.say("interrupted")
         return CTRL_C
-    except _NO_ARGS as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         console.say(error.format_message())
         return error.exit_code
     except click.ClickException as error:

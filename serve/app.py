@@ -253,11 +253,15 @@ async def _photo(request: Request, body: bytearray) -> bytes:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-    async with Request(request.scope, receive).form(max_files=1, max_fields=8) as form:
-        for value in form.values():
-            if isinstance(value, UploadFile):
-                return await value.read()
-    raise Refused(400, "serve.form", "the form has no file", fix="curl -F file=@photo.jpg")
+    why = "the form has no file"
+    try:
+        async with Request(request.scope, receive).form(max_files=1, max_fields=8) as form:
+            for value in form.values():
+                if isinstance(value, UploadFile):
+                    return await value.read()
+    except ValueError as error:  # so python-multipart, where Starlette does not translate it
+        why = f"the form cannot be read: {error}"
+    raise Refused(400, "serve.form", why, fix="curl -F file=@photo.jpg")
 
 
 def _number(text: str, most: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,6 +148,11 @@ class Classifier:
     def _answered(self) -> dict[tuple[str, str], np.ndarray]:
         return {}
 
+    @cached_property
+    def _above(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+        """What computes the layers above a place, traced once for all splits."""
+        return {}
+
     def _answer(self, data: Data, split: str) -> np.ndarray:
         from ..data.pipeline import batches, surfacing
         from ..zoo import graph
@@ -158,8 +163,10 @@ class Classifier:
         with surfacing(data):
             if place := deepest(frozen, split):
                 found = frozen.activations([place], split)[place]
-                top = graph.cut(self.model, place)[1]
-                logits = _compute(top, (found.take(i) for i in _slices(len(found))))
+                if place not in self._above:
+                    self._above[place] = _traced(graph.cut(self.model, place)[1])
+                above = self._above[place]
+                logits = np.concatenate([above(found.take(i)) for i in _slices(len(found))])
                 some = np.unique(np.linspace(0, len(found) - 1, CHECKED).astype(int))
                 images = batches(data, split, self.preprocess, batch=CHECKED, view=0, rows=some)
                 whole = self._forward(next(iter(images))[0])
@@ -328,14 +335,14 @@ def _slices(n: int, batch: int = 64) -> list[np.ndarray]:
     return np.split(np.arange(n), range(batch, n, batch))
 
 
-def _compute(model: keras.Model, parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Return the outputs of a model in inference mode, for batch after batch."""
+def _traced(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what computes a model in inference mode, for batches of any size."""
     import tensorflow as tf
 
     # one trace, of any batch: TensorFlow warns of many
     spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
     forward = tf.function(lambda x: model(x, training=False)).get_concrete_function(spec)
-    return np.concatenate([_ask(forward, tf.constant(part)) for part in parts])
+    return lambda images: _ask(forward, tf.constant(images))
 
 
 def _ask(forward: Callable[[Any], Any], images: Any) -> np.ndarray:
