@@ -169,7 +169,7 @@ class Classifier:
                 logits = np.concatenate([above(found.take(i)) for i in _slices(len(found))])
                 some = np.unique(np.linspace(0, len(found) - 1, CHECKED).astype(int))
                 images = batches(data, split, self.preprocess, batch=CHECKED, view=0, rows=some)
-                whole = self._forward(next(iter(images))[0])
+                whole = self._forward(next(iter(images))[0].numpy())
                 off = np.abs(whole - logits[some]).max() / max(np.abs(whole).max(), 1.0)
                 if off <= AGREE:
                     return to_probabilities(logits, self.task)
@@ -184,12 +184,8 @@ class Classifier:
         return to_probabilities(logits, self.task)
 
     @cached_property
-    def _forward(self) -> Callable[[Any], np.ndarray]:
-        import tensorflow as tf
-
-        # Not `model.predict`: Keras compiles that with XLA, several times slower on a CPU.
-        forward = tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
-        return lambda images: _ask(forward, images)
+    def _forward(self) -> Callable[[np.ndarray], np.ndarray]:
+        return _traced(self.model)
 
     def float32(self) -> Classifier:
         """Return itself, or the same classifier rebuilt in float32 if it is mixed precision.
@@ -339,15 +335,16 @@ def _traced(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """Return what computes a model in inference mode, for batches of any size."""
     import tensorflow as tf
 
-    # one trace, of any batch: TensorFlow warns of many
+    # Not `model.predict`: Keras compiles that with XLA, several times slower on a CPU. And one
+    # trace, of any batch: TensorFlow warns of many.
     spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
     forward = tf.function(lambda x: model(x, training=False)).get_concrete_function(spec)
-    return lambda images: _ask(forward, tf.constant(images))
 
+    def compute(images: np.ndarray) -> np.ndarray:
+        with in_float32():
+            return forward(tf.constant(images)).numpy()
 
-def _ask(forward: Callable[[Any], Any], images: Any) -> np.ndarray:
-    with in_float32():
-        return forward(images).numpy()
+    return compute
 
 
 def to_probabilities(logits: np.ndarray, task: str) -> np.ndarray:

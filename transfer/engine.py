@@ -58,10 +58,10 @@ class Engine:
         """
         parts = []
         for start in range(0, len(images), self.batch):
-            n = len(images[start : start + self.batch])
-            part = self._filled(images[start : start + self.batch])
-            compute = self._chosen or self._choose(part)
-            parts.append([np.array(out[:n], "float32") for out in compute(part)])
+            some = images[start : start + self.batch]
+            whole = self._filled(some)
+            compute = self._chosen or self._choose(whole)
+            parts.append([np.array(out[: len(some)], "float32") for out in compute(whole)])
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def measure(self, images: np.ndarray) -> dict[str, float]:
