@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -20,12 +21,14 @@ from .errors import BUG, CTRL_C, OK, DlzooError, UsageError, nearest, out_of_mem
 
 PROGRAM, COMPLETE = "dlzoo", "_DLZOO_COMPLETE"
 QUIET = "3"  # the level of TensorFlow's log, of 0 to 3
+# Keras imports these, a third of its time, for wrappers and galleries that no verb has a use for
+UNUSED = ("sklearn", "matplotlib")
 
 
 def run_command(cli: click.Command, argv: Sequence[str]) -> None:
     """Run `cli` on `argv`, tell of any error, and exit with its code."""
     args = list(argv)
-    _silence_tensorflow()
+    _prepare_tensorflow()
     console.setup()
     code = _guarded(lambda: _invoke(cli, args), debug="--debug" in args)
     console.flush()
@@ -98,15 +101,18 @@ def _bug(error: Exception) -> DlzooError:
     )
 
 
-class _QuietImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports TensorFlow, once, with the process' stderr turned away.
+class _LeanImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports TensorFlow, or Keras which does, once; Keras as if `UNUSED` were not installed.
 
-    Its libraries greet on file descriptor 2, whatever the log level, before they can be told
-    not to; later they obey.
+    If `quiet`, the process' stderr is turned away: TensorFlow's libraries greet on file
+    descriptor 2, whatever the log level, before they can be told not to; later they obey.
     """
 
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != "tensorflow":
+        if name not in ("tensorflow", "keras"):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -119,15 +125,29 @@ class _QuietImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self.real  # type: ignore[union-attr]
-        with files.stderr_away():
+        with files.stderr_away() if self.quiet else nullcontext(), _without(UNUSED):
             self.real.exec_module(module)
 
 
-def _silence_tensorflow() -> None:
+@contextmanager
+def _without(packages: Iterable[str]) -> Iterator[None]:
+    """Let imports of packages that are not loaded yet fail for a while."""
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be had
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+def _prepare_tensorflow() -> None:
     """Keep TensorFlow's chatter off stderr unless the user asks for it; make it Keras' backend."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+    quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+    if not any(isinstance(finder, _LeanImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LeanImport(quiet))
+    if quiet:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = QUIET
-        sys.meta_path.insert(0, _QuietImport())
         for noisy in ("tensorflow", "absl"):
             logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -99,13 +99,12 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
 
 
 def _single(true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict:
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
     n, k = probabilities.shape
     predicted = probabilities.argmax(1)
     right = predicted == true
-    scores = precision_recall_fscore_support(true, predicted, labels=range(k), zero_division=0)
-    counts = np.bincount(true, minlength=k)
+    confusion = np.bincount(true * k + predicted, minlength=k * k).reshape(k, k)
+    counts, answered = confusion.sum(1), confusion.sum(0)
+    scores = _scores(confusion.diagonal(), answered, counts)
     top = None
     if k > TOP:
         of_true = probabilities[np.arange(n), true]
@@ -116,46 +115,60 @@ def _single(true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str])
     likelihood = np.clip(probabilities[np.arange(n), true], _EPS, 1)
     return {
         "correct": int(right.sum()),
-        "macro_f1": _macro(scores[2], (counts > 0) | (np.bincount(predicted, minlength=k) > 0)),
+        "macro_f1": _macro(scores["f1"], counts + answered > 0),
         "log_loss": float(-np.log(likelihood).mean()),
         "top5_accuracy": top,
         "majority_class": classes[int(counts.argmax())],
         "majority_accuracy": float(counts.max() / n),
         "per_class": _per_class(classes, scores),
-        "confusion": confusion_matrix(true, predicted, labels=range(k)).tolist(),
+        "confusion": confusion.tolist(),
     }
 
 
 def _multilabel(true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict:
-    from sklearn.metrics import multilabel_confusion_matrix, precision_recall_fscore_support
-
     predicted = probabilities > 0.5
-    scores = precision_recall_fscore_support(true, predicted, zero_division=0)
+    hits, answered, support = (a.sum(0) for a in (true & predicted, predicted, true))
+    scores = _scores(hits, answered, support)
+    misses, false_alarms = support - hits, answered - hits
+    confusion = np.stack([len(true) - support - false_alarms, false_alarms, misses, hits], 1)
     answers, counts = np.unique(true, axis=0, return_counts=True)
     commonest = answers[counts.argmax()]
     p = np.clip(probabilities, _EPS, 1 - _EPS)
     return {
         "correct": int((true == predicted).all(1).sum()),
-        "macro_f1": _macro(scores[2], (true | predicted).sum(0) > 0),
+        "macro_f1": _macro(scores["f1"], support + answered > 0),
         "log_loss": float(-np.where(true, np.log(p), np.log1p(-p)).mean()),
         "top5_accuracy": None,
         "majority_class": "|".join(np.asarray(classes)[commonest]),
         "majority_accuracy": float(counts.max() / len(true)),
         "per_class": _per_class(classes, scores),
-        "confusion": multilabel_confusion_matrix(true, predicted).tolist(),
+        "confusion": confusion.reshape(-1, 2, 2).tolist(),
     }
+
+
+def _scores(hits: np.ndarray, answered: np.ndarray, support: np.ndarray) -> dict[str, np.ndarray]:
+    """Return precision, recall, f1 and support of each class; of nothing they are 0.
+
+    Three divisions: to import scikit-learn for them takes longer than most evaluations.
+    """
+
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return part / np.maximum(whole, 1)
+
+    precision, recall = share(hits, answered), share(hits, support)
+    f1 = share(2 * hits, answered + support)
+    return {"precision": precision, "recall": recall, "f1": f1, "support": support}
 
 
 def _macro(f1: np.ndarray, occurs: np.ndarray) -> float:
     return float(f1[occurs].mean()) if occurs.any() else 0.0
 
 
-def _per_class(classes: Sequence[str], scores) -> dict[str, dict[str, float]]:
-    rows = zip(classes, *(column.tolist() for column in scores), strict=True)
-    return {
-        name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
-        for name, precision, recall, f1, support in rows
-    }
+def _per_class(
+    classes: Sequence[str], scores: dict[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    rows = zip(classes, *(column.tolist() for column in scores.values()), strict=True)
+    return {name: dict(zip(scores, row, strict=True)) for name, *row in rows}
 
 
 def _error(bins: list[list[float]]) -> float:

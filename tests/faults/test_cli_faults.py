@@ -169,7 +169,10 @@ def test_fault_42_tensorflow_does_not_chatter_and_stderr_is_there_afterwards():
     quiet = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     code = (
         "import sys\nfrom dlzoo.cli import main\n"
-        "try:\n    main(['doctor'])\nfinally:\n    print('still here', file=sys.stderr)"
+        "try:\n    main(['doctor'])\nfinally:\n"
+        "    unused = {'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "    import sklearn.metrics, matplotlib.pyplot\n"
+        "    print('still here', *unused, file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=quiet, timeout=120

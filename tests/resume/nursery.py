@@ -140,7 +140,7 @@ def _child(out: Path, prepare, settings: dict, home: Path, env: dict) -> None:
 def server():
     """Return a fork server that has imported everything and used nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nursery", "dlzoo.run", "dlzoo.transfer.fit", "sklearn.metrics",
+    context.set_forkserver_preload(["nursery", "dlzoo.run", "dlzoo.transfer.fit",
                                     "dlzoo.report.plots", "dlzoo.transfer.classifier"])  # fmt: skip
     return context
 

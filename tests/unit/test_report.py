@@ -43,6 +43,24 @@ def test_multiclass_figures_are_those_of_sklearn():
     assert found["majority_accuracy"] == counts.max() / 200
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(2, 8))
+def test_what_is_told_of_each_class_is_what_sklearn_tells(seed, n, k):
+    rng = np.random.default_rng(seed)
+    names = [f"c{i}" for i in range(k)]
+    true, p = rng.integers(0, rng.integers(1, k + 1), n), rng.dirichlet(np.ones(k) * 0.4, n)
+    one = metrics.evaluate(np.eye(k)[true], p, names, "multiclass")
+    rows = sk.precision_recall_fscore_support(true, p.argmax(1), labels=range(k), zero_division=0)
+    several, q = rng.random((n, k)) < 0.3, rng.random((n, k))
+    many = metrics.evaluate(several, q, names, "multilabel")
+    more = sk.precision_recall_fscore_support(several, q > 0.5, zero_division=0)
+    for found, wanted in ((one, rows), (many, more)):
+        told = [list(row.values()) for row in found["per_class"].values()]
+        np.testing.assert_allclose(told, np.transpose(wanted), atol=1e-12)
+        assert [type(value) for value in told[0]] == [float, float, float, int]
+    assert one["confusion"] == sk.confusion_matrix(true, p.argmax(1), labels=range(k)).tolist()
+    assert many["confusion"] == sk.multilabel_confusion_matrix(several, q > 0.5).tolist()
+
+
 def test_a_class_the_split_lacks_keeps_its_row_and_moves_no_other():
     true, p = drawn(k=3)
     keep = true != 0
