@@ -28,7 +28,7 @@ UNUSED = ("sklearn", "matplotlib")
 def run_command(cli: click.Command, argv: Sequence[str]) -> None:
     """Run `cli` on `argv`, tell of any error, and exit with its code."""
     args = list(argv)
-    _prepare_tensorflow()
+    prepare_tensorflow()
     console.setup()
     code = _guarded(lambda: _invoke(cli, args), debug="--debug" in args)
     console.flush()
@@ -141,7 +141,7 @@ def _without(packages: Iterable[str]) -> Iterator[None]:
             del sys.modules[name]
 
 
-def _prepare_tensorflow() -> None:
+def prepare_tensorflow() -> None:
     """Keep TensorFlow's chatter off stderr unless the user asks for it; make it Keras' backend."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
