@@ -141,7 +141,7 @@ class Classifier:
         """
         for variable in self.model.get_layer("logits").weights:
             variable.assign(variable / temperature)
-        self.origin["temperature"] = temperature
+        self.origin["temperature"] = temperature * self.origin.get("temperature", 1.0)
         self._answered.clear()
 
     @cached_property

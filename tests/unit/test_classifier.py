@@ -68,6 +68,9 @@ def test_a_temperature_divides_the_logits(name):
     np.testing.assert_allclose(made.model(images), 2 * before, rtol=1e-5, atol=1e-6)
     assert made.origin["temperature"] == 0.5
     assert (made.probabilities(images).max(1) > answers.max(1)).all()
+    made.temper(4)
+    np.testing.assert_allclose(made.model(images), before / 2, rtol=1e-5, atol=1e-6)
+    assert made.origin["temperature"] == 2  # of both
 
 
 def test_batches_are_put_together_in_order(classifier, images):
