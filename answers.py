@@ -15,18 +15,22 @@ from . import console
 
 def photos(given: Iterable[str]) -> Iterator[str]:
     """Yield files as given, the images below folders sorted, and stdin's lines for `-`."""
-    from .data.decode import claims_image
-
     for photo in given:
         if photo == "-":
             yield from (path for line in sys.stdin if (path := line.rstrip("\r\n")))
-        elif os.path.isdir(photo):
-            for path in sorted(Path(photo).rglob("*")):
-                hidden = any(part.startswith(".") for part in path.relative_to(photo).parts)
-                if not hidden and path.is_file() and claims_image(path):
-                    yield str(path)
         else:
-            yield photo
+            yield from below(photo)
+
+
+def below(photo: Any) -> Iterator[Any]:
+    """Yield the images below a folder, sorted, as training finds them; what is none as it is."""
+    from .data.decode import claims_image
+    from .data.folder import files_below
+
+    if isinstance(photo, (str, Path)) and os.path.isdir(photo):
+        yield from (str(path) for path in files_below(Path(photo)) if claims_image(path))
+    else:
+        yield photo
 
 
 def _line(prediction: Any) -> str:

@@ -26,8 +26,17 @@ MEMBERS = "members"  # folder of the runs that an ensemble trains
 
 def make_job(config: FinetuneConfig, source: Any) -> Job:
     """Return what does the job that the settings ask for: of one model or of several."""
-    several = _wanted(config) > 1 or "," in config.backbone
-    return Ensemble(config, source) if several else Job(config, source)
+    runs = _made_of(config)
+    several = runs or _wanted(config) > 1 or "," in config.backbone
+    return Ensemble(config, source, runs) if several else Job(config, source)
+
+
+def _made_of(config: FinetuneConfig) -> list[str]:
+    """Return the finished runs that a run to go on with is made of, if it is of any."""
+    begun = Path(config.out) / config.name / "run.json" if config.name else None
+    if config.resume == "auto" and begun and begun.is_file():
+        return read_values(begun).get("members", [])
+    return []
 
 
 def _wanted(config: FinetuneConfig) -> int:
@@ -114,7 +123,6 @@ class Ensemble(Job):
         from .transfer.classifier import Classifier
         from .transfer.combine import together
 
-        self.runs = self.runs or [Path(p) for p in directory.read().get("members", ())]
         runs = self.runs or [self._member(directory, i).path for i in range(len(self.backbones))]
         found = [Classifier.load(RunDir.open(run).model) for run in runs]
         with self.machine.strategy.scope():

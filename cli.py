@@ -26,6 +26,7 @@ from .options import (
     Settings,
     StageSettings,
     Verbs,
+    Written,
     complete_model,
     printing,
     stack,
@@ -144,12 +145,17 @@ def _rehearsed(found: dict[str, Any], as_json: bool) -> None:
 @cli.command("eval")
 @run_argument
 @click.option("--data", metavar="DIR", help="Other labelled photos of the same classes.")
-@click.option("--split", default="test", help="train, val or test.  [default: test]")
+@click.option("--split", help="train, val or test.  [default: test; with --data all photos]")
 @click.option("--tta", is_flag=True, help="Average over each photo and its mirror image.")
 @click.option("--fail-under", type=float, metavar="0..1", help="Exit 9 if accuracy is below.")
 @json_option
 def evaluate(
-    run: str, data: str | None, split: str, tta: bool, fail_under: float | None, as_json: bool
+    run: str,
+    data: str | None,
+    split: str | None,
+    tta: bool,
+    fail_under: float | None,
+    as_json: bool,
 ) -> None:
     """Measure a run on its test photos or on others."""
     from .run import load_run
@@ -176,7 +182,8 @@ def evaluate(
 @click.option("--format", "form", type=click.Choice(list(answers.FORMATS)), default="table")
 @click.option("--strict", is_flag=True, help="Exit 3 at the end if a photo could not be read.")
 @click.option("--explain", type=click.Choice(["gradcam"]), help="A picture of each: what decided.")
-@click.option("--out", metavar="DIR", help="For these pictures.  [default: the run's plots/]")
+@click.option("--out", type=Written(folder=True), metavar="DIR",
+              help="For these pictures.  [default: the run's plots/]")  # fmt: skip
 @click.option("--tta", is_flag=True, help="Average over each photo and its mirror image.")
 def predict(
     run: str, photos: tuple[str, ...], topk: int, form: str, strict: bool,
@@ -229,6 +236,8 @@ def export(
     from .run import load_run
 
     photos = list(answers.photos([images])) if images else None
+    if photos == []:
+        raise DataError("data.not-found", "no photos here", where=images)
     parity = load_run(run).export(*found.export, images=photos, quantize=quantize, **asked)
     if as_json:
         console.out_json(parity)
@@ -274,7 +283,9 @@ def serve(
 @cli.command()
 @run_argument
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
-@click.option("--code", metavar="FILE", help="Write plain Keras that does the same, instead.")
+@click.option(
+    "--code", type=Written(), metavar="FILE", help="Write plain Keras that does the same, instead."
+)
 def report(run: str, show: bool, code: str | None) -> None:
     """Write report.html of a finished run anew: figures, photos, doubts, exports."""
     from .run import load_run
@@ -327,7 +338,9 @@ def ensemble(runs: tuple[str, ...], as_json: bool, **asked: Any) -> None:
 @click.option("--low", type=float, default=1e-6, help="First learning rate.  [default: 1e-6]")
 @click.option("--high", type=float, default=1.0, help="Last learning rate.  [default: 1]")
 @click.option("--steps", type=int, default=100, help="From the one to the other.  [default: 100]")
-@click.option("--plot", metavar="FILE", help="Draw loss against learning rate: .png.")
+@click.option(
+    "--plot", type=Written(), metavar="FILE", help="Draw loss against learning rate: .png."
+)
 @config_options
 def lr_find(
     config_file: str | None, sets: tuple[str, ...], as_json: bool, stage: str | None,
@@ -353,7 +366,9 @@ def lr_find(
 @click.option("--backbones", metavar="NAME,...", help="Which of these for the photos?")
 @click.option("--init", metavar="imagenet,none", help="What pretrained weights are worth.")
 @click.option("--images", type=int, help="Training photos at most, with --init.  [default: 800]")
-@click.option("--plot", metavar="FILE", help="Draw it: .png (with --init also .csv).")
+@click.option(
+    "--plot", type=Written(), metavar="FILE", help="Draw it: .png (with --init also .csv)."
+)
 @config_options
 def compare(
     runs: tuple[str, ...], backbones: str | None, init: str | None, images: int | None,
@@ -404,7 +419,9 @@ def list_(pattern: tuple[str, ...], taps: str | None, as_json: bool, **filters: 
 @click.argument("name", shell_complete=complete_model)
 @click.option("--brief", is_flag=True, help="Only what is known without building the model.")
 @click.option("--size", type=click.IntRange(1), help="Of the image in pixels.")
-@click.option("--plot", metavar="FILE", help="Draw the architecture: .svg, .png or .pdf.")
+@click.option(
+    "--plot", type=Written(), metavar="FILE", help="Draw the architecture: .svg, .png or .pdf."
+)
 @json_option
 def info(name: str, brief: bool, size: int | None, plot: str | None, as_json: bool) -> None:
     """Show what is known of a model: figures, weights, taps, every layer."""
@@ -456,7 +473,9 @@ def data() -> None:
 
 @data.command(cls=DataSettings)
 @click.argument("source")
-@click.option("--report", metavar="FILE", help="Write every odd file and the reason: .csv.")
+@click.option(
+    "--report", type=Written(), metavar="FILE", help="Write every odd file and the reason: .csv."
+)
 @json_option
 def check(source: str, report: str | None, as_json: bool, **flags: Any) -> None:
     """Read every photo and report counts, splits and problems."""

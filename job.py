@@ -12,6 +12,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,7 @@ class Job:
             if found := workers.agree(_finished(begun)):
                 directory = RunDir(found)
                 console.say(f"nothing to resume: {found} is finished ({_epochs(directory)})")
+                self.note_late(directory)
                 return directory
             going_on = workers.agree(begun is not None and begun.begun)
             self.build(begun if going_on else None)
@@ -208,7 +210,7 @@ class Job:
     def load_data(self) -> None:
         config = self.config
         if isinstance(self.source, Data):
-            self.data = self.source
+            self.data = copy(self.source)  # what is decided here is not for the caller's next run
         elif self.source is None:
             raise UsageError("usage.data", "no data given", fix="--data digits, or --data FOLDER")
         else:
@@ -216,6 +218,10 @@ class Job:
                 self.data = load_data(self.source, **config.of_data(), progress=progress)
         if config.flip != "auto":
             self.data.flip = config.flip == "on"
+        if config.tta == "on" and not self.data.flip:
+            from .transfer.combine import never_mirrored
+
+            raise never_mirrored()  # not at the end of all training
         if not self.data.splits["val"]:
             raise DataError(
                 "data.no-validation",
@@ -266,6 +272,15 @@ class Job:
                 f"+{came} -{went}: the photos, labels or split are not those of the run",
                 where=directory.manifest,
                 fix="bring the photos back, or start a new run with another --name",
+            )
+
+    def note_late(self, directory: RunDir) -> None:
+        """Say which settings come too late for a run that is finished."""
+        old, new = read_values(directory.config), tomllib.loads(to_toml(self.config))
+        if late := [key for key in ("average", "tta") if old.get(key) != new.get(key)]:
+            console.say(
+                f"it keeps its own {' and '.join(late)}; another run of it: "
+                f"dlzoo ensemble {shlex.quote(str(directory.path))} --tta on"
             )
 
     def changed_rows(self, directory: RunDir) -> tuple[int, int]:
@@ -632,8 +647,10 @@ def _interruptible(directory: RunDir) -> Iterator[None]:
 
 def _command(directory: RunDir) -> str:
     """Return what goes on with a run: its command, or what to change in a call from Python."""
-    program, *_ = directory.read()["argv"]
-    if program != "dlzoo":
+    about = directory.read()
+    if about["argv"][0] != "dlzoo":
+        if "members" in about:  # a call of `ensemble` begins anew
+            return f"dlzoo.resume({str(directory.path)!r})"
         return 'the same call with resume="auto"'
     return shlex.join(["dlzoo", "resume", str(directory.path)])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -165,6 +167,23 @@ class Batch(click.ParamType):
         if value == "dynamic":
             return None
         return click.IntRange(1).convert(value, param, ctx)
+
+
+class Written(click.Path):
+    """A file (or a folder) that will be written; that it can be is seen before any work is done."""
+
+    def __init__(self, folder: bool = False):
+        super().__init__(file_okay=not folder, dir_okay=folder, writable=True, allow_dash=True)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if str(path) != "-" and not path.exists():
+            above = path.absolute().parent
+            while self.dir_okay and not above.exists():  # folders are made
+                above = above.parent
+            if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+                self.fail(f"{str(path)!r} cannot be written: see {str(above)!r}", param, ctx)
+        return value
 
 
 def complete_model(

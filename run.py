@@ -17,6 +17,7 @@ from . import console
 from .averaging import make_job, of_runs
 from .config import FinetuneConfig, resolve
 from .data import Data, load_data
+from .data.folder import existing
 from .errors import DataError, DlzooError, ExportError, GateError, ResumeError, UsageError
 from .job import Job
 from .rundir import RunDir, read_values
@@ -128,24 +129,49 @@ class Run:
             task=config.get("task", "auto"),
         )
 
-    def evaluate(self, split: str = "test", data: Any = None, tta: bool = False) -> dict[str, Any]:
+    @cached_property
+    def _judged(self) -> Data:
+        """The run's photos, where their labels are what the classifier answers.
+
+        Raises:
+            DataError: `run.data-changed` if they have other classes than it learnt.
+        """
+        if self.data.classes != self.classifier.classes:
+            raise DataError(
+                "run.data-changed",
+                f"the classes of the data are now {', '.join(self.data.classes)}",
+                where=self.data.name,
+                fix=f"the run learnt {', '.join(self.classifier.classes)}; `dlzoo eval RUN --data` "
+                "matches classes by name",
+            )
+        if self.data.fingerprint != self.directory.read()["data"]:
+            console.say(f"{self.data.name}: photos or labels are not those of the run any more")
+        return self.data
+
+    def evaluate(
+        self, split: str | None = None, data: Any = None, tta: bool = False
+    ) -> dict[str, Any]:
         """Measure the classifier on a split of its own data, or on other labelled photos.
 
         Args:
-            split: `train`, `val` or `test`. data: any source for `load_data`; all of it is
-                used, and its classes are matched by name.
+            split: `train`, `val` or `test`; default: of its own data `test`, of others all.
+            data: any source for `load_data`; its classes are matched by name.
             tta: average over each photo and its mirror image.
 
         Returns:
             See `report.metrics.evaluate`.
+
+        Raises:
+            DataError: `run.data-changed`, `data.unknown-class`, `data.task`, `data.split`,
+                `data.empty-split`.
         """
         from .report import metrics
 
         classes, task = self.classifier.classes, self.classifier.task
         if data is None:
-            labels, found = self._answers(self.data, split, tta)
+            labels, found = self._answers(self._judged, split or "test", tta)
         else:
-            labels, found = self._answers_elsewhere(data, tta)
+            labels, found = self._answers_elsewhere(data, split, tta)
         return metrics.evaluate(labels, found, classes, task)
 
     @cached_property
@@ -156,9 +182,13 @@ class Run:
 
     def _answers(self, data: Data, split: str, tta: bool = False) -> tuple[np.ndarray, np.ndarray]:
         asked = self._mirrored if tta else self.classifier
-        return data.labels(split), asked.answers(data, split)
+        if not len(labels := data.labels(split)):
+            raise DataError("data.empty-split", f"there are no {split} photos", where=data.name)
+        return labels, asked.answers(data, split)
 
-    def _answers_elsewhere(self, source: Any, tta: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _answers_elsewhere(
+        self, source: Any, split: str | None, tta: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         classes, task = self.classifier.classes, self.classifier.task
         other = source
         if not isinstance(source, Data):
@@ -171,28 +201,40 @@ class Run:
                 where=other.name,
                 fix=f"its classes: {', '.join(classes)}",
             )
-        parts = [self._answers(other, split, tta) for split, n in other.splits.items() if n]
+        if "multilabel" in (task, other.task) and task != other.task:
+            raise DataError(
+                "data.task",
+                f"the data is {other.task}, the run {task}",
+                where=other.name,
+                fix=f"load_data(..., task={task!r})",
+            )
+        chosen = [split] if split else [name for name, n in other.splits.items() if n]
+        parts = [self._answers(other, name, tta) for name in chosen]
         labels, found = (np.concatenate(p) for p in zip(*parts, strict=True))
-        if task == "binary":
-            return (labels if other.classes == classes else 1 - labels), found
-        places = [classes.index(name) for name in other.classes]
+        if other.task == "binary":  # one column, which is the second class
+            labels = np.hstack([1 - labels, labels])
         aligned = np.zeros((len(labels), len(classes)), "float32")
-        aligned[:, places] = labels
-        return aligned, found
+        aligned[:, [classes.index(name) for name in other.classes]] = labels
+        return (aligned[:, 1:] if task == "binary" else aligned), found
 
     def predict(self, photos: Any, topk: int = 5, tta: bool = False) -> list[Prediction]:
         """Name what photos show.
 
         Args:
             photos: one photo, or several: paths, contents of image files, or RGB arrays
-                (height, width, 3) in 0..255. topk: classes to give for each.
+                (height, width, 3) in 0..255; of a folder all images in it, also in folders of
+                it. topk: classes to give for each.
             tta: average over each photo and its mirror image.
 
         Returns:
             One :class:`Prediction` a photo, in order; an unreadable one has its `error` set.
         """
+        from .answers import below
+
         single = isinstance(photos, (str, Path, bytes)) or getattr(photos, "ndim", 4) < 4
-        return list(self.predict_stream([photos] if single else photos, topk, tta=tta))
+        given = [photos] if single else photos
+        each = (photo for one in given for photo in below(one))
+        return list(self.predict_stream(each, topk, tta=tta))
 
     def explain(
         self,
@@ -293,7 +335,7 @@ class Run:
         """
         from .report import doubts
 
-        labels, found = self._answers(self.data, split)
+        labels, found = self._answers(self._judged, split)
         asked = (self.data.keys(split), labels, found)
         return doubts.worst(*asked, self.classifier.classes, self.classifier.task, n)
 
@@ -304,7 +346,7 @@ class Run:
         """
         from .report import doubts
 
-        labels, found = self._answers(self.data, split)
+        labels, found = self._answers(self._judged, split)
         asked = (self.data.keys(split), labels, found)
         return doubts.label_errors(*asked, self.classifier.classes, self.classifier.task)
 
@@ -414,9 +456,9 @@ class Run:
             tolerance=tolerance,
             max_drop=max_drop,
             allow_flex=allow_flex,
-            data=self.data if quantize == "int8" else None,
+            data=self._judged if quantize == "int8" else None,
         )
-        encoded = [Path(p).read_bytes() for p in images] if images else self._photos()
+        encoded = self._photos() if images is None else list(map(_image_file, images))
         classifier = self.classifier.float32()
         photos = Photos.of(classifier, encoded)
         done: dict[str, dict[str, Any]] = {}
@@ -463,6 +505,18 @@ class Run:
             + (f"report: {self.page}" if self.page.is_file() else "plots/")
         )
         return "\n".join(lines)
+
+
+def _image_file(path: str | Path) -> bytes:
+    """Return the content of an image file that can be read; the error of another names it."""
+    from .data.decode import decode
+
+    try:
+        decode(content := existing(Path(path)).read_bytes())
+    except DataError as error:
+        error.where = error.where or str(path)
+        raise
+    return content
 
 
 def load_run(path: Path | str) -> Run:
@@ -557,9 +611,7 @@ def _carried_out(job: Job, config: FinetuneConfig) -> Run:
     def ship(directory: RunDir) -> None:
         run, refused = _run_of(job, directory), None
         try:
-            if config.export:
-                quantize = None if config.quantize == "none" else config.quantize
-                run.export(*config.export, quantize=quantize)
+            _export(run, config)
         except ExportError as error:  # the report tells of it
             refused = error
         if config.report:
@@ -568,8 +620,22 @@ def _carried_out(job: Job, config: FinetuneConfig) -> Run:
             raise refused
 
     run = _run_of(job, job.run(then=ship))
+    if job.classifier is None and job.workers.chief:  # it was finished before
+        _export(run, config)
     _gate(run, config.fail_under)
     return run
+
+
+def _export(run: Run, config: FinetuneConfig) -> None:
+    """Write the exports that are wanted and are not there: those before a kill are."""
+    if not config.export:
+        return
+    from .export import Options, file_name
+
+    quantize = None if config.quantize == "none" else config.quantize
+    names = {form: file_name(form, Options(quantize=quantize)) for form in config.export}
+    if lacking := [f for f, name in names.items() if not (run.directory.export / name).exists()]:
+        run.export(*lacking, quantize=quantize)
 
 
 def _run_of(job: Job, directory: RunDir) -> Run:

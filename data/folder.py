@@ -54,11 +54,11 @@ def read_folder(root: Path) -> Source:
     root = _unwrapped(root)
     folders = _folders(root, root, problems)
     splits = {folder: split_name(folder.name) for folder in folders}
-    named = [split for split in splits.values() if split]
-    layered = "train" in named and any(
-        split == "train" and _has_folders(folder) for folder, split in splits.items()
+    layered = any(
+        split == "train" and _has_folders(folder) and not _has_files(folder)
+        for folder, split in splits.items()
     )
-    if layered and (len(named) > 1 or len(named) == len(folders)):
+    if layered:
         classes = _split_classes(splits, root, problems)
     else:
         classes = [(folder, None) for folder in folders]
@@ -87,7 +87,16 @@ def _split_classes(
             "several folders stand for one split: "
             + ", ".join(sorted(folder.name for folder, split in splits.items() if split)),
             where=root,
-            fix="keep one of val, valid, validation (train, training; test, testing)",
+            fix="keep one of val, valid, validation, dev (train, training; test, testing)",
+        )
+    others = [folder.name for folder, split in splits.items() if split is None]
+    if len(named) == 1 and others:
+        raise DataError(
+            "data.split",
+            f"beside 'train' with its class folders there is {others[0]!r}, which is no split",
+            where=root,
+            fix="call it val or test, or take it away; if train is a class, put its images "
+            "straight into it",
         )
     found: list[tuple[Path, str | None]] = []
     for folder, split in splits.items():
@@ -107,7 +116,7 @@ def _unwrapped(root: Path) -> Path:
         inner = Path(inside[0].path)
         if split_name(inner.name) or not _has_folders(inner) or inner.is_symlink():
             return root
-        if any(e.is_file() and not _is_junk(e.name) for e in _entries(inner)):
+        if _has_files(inner):
             return root
         root = inner
 
@@ -131,6 +140,10 @@ def _forbidden(path: Path) -> DataError:
 
 def _has_folders(folder: Path) -> bool:
     return any(e.is_dir() and not _is_junk(e.name) for e in _entries(folder))
+
+
+def _has_files(folder: Path) -> bool:
+    return any(e.is_file() and not _is_junk(e.name) for e in _entries(folder))
 
 
 def _is_junk(name: str) -> bool:
@@ -160,6 +173,11 @@ def _class(folder: Path, root: Path, split: str | None, problems: list[Problem])
     above = [path.stat() for path in folder.parents if path.is_relative_to(root)]
     paths = _walk(folder, root, problems, tuple((s.st_dev, s.st_ino) for s in above))
     return [Record(_key(path, root), (folder.name,), path, split) for path in paths]
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder that are not hidden, sorted, as for a class."""
+    return _walk(folder, folder, [], ())
 
 
 def _walk(

@@ -74,7 +74,7 @@ def load_data(
     _check_arguments(task, val_split, test_split, on_bad_image, max_bad, max_pixels)
     if isinstance(ignore_classes, str):
         ignore_classes = (ignore_classes,)
-    found = _open(source, classes)
+    found = _open(source, task, classes)
     try:
         _ignore(found, ignore_classes)
         _check_names(found)
@@ -137,7 +137,7 @@ def is_name(source: str) -> bool:
     return source in ("digits", "flowers", "fashion-mnist") or source.startswith("tfds:")
 
 
-def _open(source: Any, classes: Sequence[str] | None) -> Source:
+def _open(source: Any, task: str, classes: Sequence[str] | None) -> Source:
     if isinstance(source, str) and is_name(source):
         if source == "digits":
             return read_digits()
@@ -155,7 +155,7 @@ def _open(source: Any, classes: Sequence[str] | None) -> Source:
         return read_folder(path)
     name = path.name.lower()
     if name.endswith((".csv", ".tsv")):
-        return read_table(path)
+        return read_table(path, multilabel=task == "multilabel")
     if name.endswith(ARCHIVES):
         found = read_folder(unpack(path))
         found.name = path.name[: -len(next(s for s in ARCHIVES if name.endswith(s)))]

@@ -75,7 +75,10 @@ def read_csv(path: Path, needed: Sequence[str], id: str) -> list[dict[str, str]]
 def read_table(path: Path, multilabel: bool = False) -> Source:
     """Return the catalogue of a CSV file with the columns path, label and perhaps split.
 
-    Paths are relative to the CSV file. Labels may be `a|b`, or empty, for multilabel.
+    Paths are relative to the CSV file. Labels may be `a|b` for multilabel, and then also empty.
+
+    Args:
+        multilabel: it is, whatever the labels look like; so it is where the file's name says so.
 
     Raises:
         DataError: `data.csv`, `data.split` (an unknown split name, or only some rows have one).
@@ -112,7 +115,15 @@ def read_table(path: Path, multilabel: bool = False) -> Source:
             where=path,
             fix="give every row a split, or none",
         )
-    many = multilabel or any(len(record.labels) != 1 for record in found)
+    many = multilabel or any(len(record.labels) > 1 for record in found)
+    unlabelled = [record.key for record in found if not record.labels]
+    if unlabelled and not many:
+        raise DataError(
+            "data.csv",
+            f"{len(unlabelled)} rows have no label, such as {unlabelled[0]!r}",
+            where=path,
+            fix="give every row one; where photos may have none or several: --task multilabel",
+        )
     return Source(path.stem, found, root, multilabel=many)
 
 

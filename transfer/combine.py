@@ -48,6 +48,15 @@ def score(data: Data, probabilities: np.ndarray, split: str = "val") -> Score:
     return Score(float(loss), float(np.mean(p.argmax(1) == labels.argmax(1))))
 
 
+def never_mirrored() -> ModelError:
+    """Return the error of averaging over mirror images where there must not be any."""
+    return ModelError(
+        "model.never-mirrored",
+        "the images of the run must not be mirrored (letters, left and right)",
+        fix="leave --tta away, or train with --flip on",
+    )
+
+
 def mirrored(classifier: Classifier) -> Classifier:
     """Return the classifier that averages its answers for an image and its mirror image.
 
@@ -59,11 +68,7 @@ def mirrored(classifier: Classifier) -> Classifier:
     if graph.built(classifier.model).copies > 1:
         return classifier
     if classifier.origin.get("flip") is False:
-        raise ModelError(
-            "model.never-mirrored",
-            "the run was trained on images that must not be mirrored (letters, left and right)",
-            fix="leave --tta away",
-        )
+        raise never_mirrored()
     create = graph.built(classifier.model).create
     return _averaged([classifier], create.get("average", "probabilities"), mirror=True)
 

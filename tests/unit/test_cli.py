@@ -376,6 +376,13 @@ def test_doctor_fails_where_nothing_can_work(call, monkeypatch):
         (["predict", "r", "p", "--format", "xml"], "'xml' is not one of"),
         (["predict", "r", "p", "--topk", "0"], "0 is not in the range"),
         (["info", "vgg61"], "did you mean 'vgg16'?"),
+        (["info", "lenet5", "--plot", "/no/x.svg"], "'/no/x.svg' cannot be written: see '/no'"),
+        (["report", "r", "--code", "/"], "'/' is a directory"),
+        (["data", "check", "digits", "--report", "/no/x.csv"], "cannot be written"),
+        (
+            ["predict", "r", "p", "--explain", "gradcam", "--out", "/dev/null/x"],
+            "cannot be written",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_our_style(call, argv, said):

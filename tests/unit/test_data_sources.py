@@ -96,7 +96,7 @@ def test_pain_03_unknown_class_in_val_is_named(tmp_path):
         load_data(tmp_path / "d")
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "test"])
+@pytest.mark.parametrize("name", ["val", "valid", "dev", "test"])
 def test_a_missing_split_is_cut_out_of_train(tmp_path, name):
     folder(tmp_path / "d" / "train")
     folder(tmp_path / "d" / name, each=3, start=70)
@@ -110,6 +110,12 @@ def test_train_alone_and_a_class_called_train(tmp_path):
     assert load_data(tmp_path / "d").splits == {"train": 24, "val": 3, "test": 3}
     data = load_data(folder(tmp_path / "vehicles", ("train", "plane", "car")))
     assert data.classes == ("car", "plane", "train")
+    photo(tmp_path / "vehicles" / "train" / "steam" / "0.png", 7)  # of a class, to any depth
+    assert len(load_data(tmp_path / "vehicles")) == 31
+    (tmp_path / "d" / "unlabelled").mkdir()
+    with pytest.raises(DataError, match=r"beside 'train' .* 'unlabelled', which is no split"):
+        load_data(tmp_path / "d")
+    (tmp_path / "d" / "unlabelled").rmdir()
     (tmp_path / "d" / "val").mkdir()
     (tmp_path / "d" / "valid").mkdir()
     with pytest.raises(DataError, match="several folders stand for one split"):
@@ -130,6 +136,11 @@ def test_csv(tmp_path):
     data = load_data(table)
     assert data.name == "list" and data.splits == {"train": 24, "val": 3, "test": 3}
     assert splits_of(data) == {f"p/{k}": s for k, s in splits_of(load_data(tmp_path / "p")).items()}
+    table.write_text(
+        "".join(f"{p},{n}\n" for p, n in [("path", "label"), *rows[1:], ("p/x.png", "")])
+    )
+    with pytest.raises(DataError, match=r"1 rows have no label, such as 'p/x\.png'"):
+        load_data(table)
     table.write_text("file,label\na,b\n")
     with pytest.raises(DataError, match="no column 'path'"):
         load_data(table)
@@ -223,7 +234,7 @@ def test_split_file_must_fit(tmp_path):
         *lines, "rose/xx.png,val"
     )
     assert "listed twice" in error(*lines, lines[0].split(",")[0] + ",nope"[:0] + ",test", lines[0])
-    assert "'dev' is no split" in error(*lines[:-1], lines[-1].rsplit(",", 1)[0] + ",dev")
+    assert "'hold' is no split" in error(*lines[:-1], lines[-1].rsplit(",", 1)[0] + ",hold")
     with pytest.raises(DataError, match="there is no"):
         load_data(root, split_file=tmp_path / "absent.csv")
 

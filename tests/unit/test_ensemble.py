@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from dlzoo import ensemble, finetune, load_run, resume, zoo
-from dlzoo.errors import ModelError, UsageError
+from dlzoo.errors import Interrupted, ModelError, UsageError
 from dlzoo.transfer import combine
 from dlzoo.transfer.classifier import Classifier, to_probabilities
 from dlzoo.zoo import average, graph
@@ -133,6 +133,23 @@ def test_finished_runs_become_one(run, tmp_path, call):
     assert made.metrics["ensemble"]["average"] == "logits"
     assert graph.built(made.classifier.model).copies == 2
     assert made.evaluate("test") == made.metrics["test"]
+
+
+def test_one_of_finished_runs_that_was_killed_goes_on_with_them(run, tmp_path, monkeypatch):
+    """One run alone, averaged with its mirror images, would else be trained anew."""
+    from dlzoo.averaging import Ensemble
+
+    def killed(self, directory, outcome):
+        raise KeyboardInterrupt
+
+    one = run.metrics["ensemble"]["members"][0]["run"]
+    asked = {"tta": "on", "out": tmp_path, "name": "x", "quiet": True, "report": False}
+    with monkeypatch.context() as at, pytest.raises(Interrupted, match=r"dlzoo\.resume"):
+        at.setattr(Ensemble, "finish", killed)
+        ensemble(one, **asked)
+    made = resume(tmp_path / "x", quiet=True, report=False)
+    assert [m["run"] for m in made.metrics["ensemble"]["members"]] == [one]
+    assert graph.built(made.classifier.model).copies == 2
 
 
 def test_runs_of_other_photos_or_none_are_refused(run, photos, tmp_path):

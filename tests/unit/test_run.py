@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from dlzoo import finetune, load_data, load_run, zoo
+from dlzoo import console, finetune, load_data, load_run, zoo
 from dlzoo.errors import (
     DataError,
     ExportError,
@@ -23,6 +23,7 @@ from dlzoo.errors import (
     ResumeError,
     UsageError,
 )
+from dlzoo.run import Run
 from dlzoo.zoo import registry, weights
 from keras_writer import write
 from PIL import Image
@@ -93,10 +94,65 @@ def test_pain_03_other_photos_are_matched_by_class_name(run, tmp_path):
             photo(tmp_path / name / f"{i}.jpg", COLOURS[name], 900 + i)
     found = run.evaluate(data=tmp_path)
     assert found["accuracy"] == 1.0 and found["n"] == 8
+    two = load_data(tmp_path, val_split=0.0, test_split=0.0)
+    assert two.task == "binary" and run.evaluate(data=two) == found
+    with pytest.raises(DataError, match=r"data\.empty-split.*no test photos"):
+        run.evaluate("test", data=two)
+    with pytest.raises(DataError, match="did you mean 'train'"):
+        run.evaluate("trian", data=two)
+    with pytest.raises(DataError, match=r"data\.task.*multilabel"):
+        run.evaluate(data=load_data(tmp_path, task="multilabel"))
     for i in range(4):
         photo(tmp_path / "violet" / f"{i}.jpg", (150, 0, 150), i)
     with pytest.raises(DataError, match=r"data\.unknown-class.*violet"):
         run.evaluate(data=tmp_path)
+
+
+def test_a_split_of_other_photos(run, tmp_path):
+    for split, each in (("train", 3), ("test", 2)):
+        for name, colour in COLOURS.items():
+            for i in range(each):
+                photo(tmp_path / split / name / f"{i}.jpg", colour, 700 + i + 10 * each)
+    counts = {split: run.evaluate(split, data=tmp_path)["n"] for split in (None, "train", "test")}
+    assert counts == {None: 15, "train": 9, "test": 6}
+
+
+def test_photos_with_other_labels_than_the_runs(run, photos, capsys):
+    """Other classes would be taken for those in the same places; other labels are judged."""
+    named = [(name, i) for name in COLOURS for i in range(20)]
+
+    def labelled(change):
+        pixels = [np.asarray(Image.open(photos / name / f"{i}.jpg")) for name, i in named]
+        return Run(run.path, load_data((pixels, [change(*each) for each in named])))
+
+    renamed = labelled(lambda name, i: name.replace("blue", "z"))
+    for ask in (renamed.evaluate, renamed.top_losses, renamed.label_errors):
+        with pytest.raises(DataError, match=r"run\.data-changed.*green, red, z"):
+            ask()
+    console.setup()
+    swapped = labelled(lambda name, i: {"red": "blue", "blue": "red"}.get(name, name))
+    assert swapped.evaluate()["accuracy"] == pytest.approx(1 / 3)
+    assert "not those of the run any more" in capsys.readouterr().err
+
+
+def test_folders_of_photos_are_answered_as_training_reads_them(run, photos, tmp_path):
+    (tmp_path / "linked").symlink_to(photos / "red")
+    photo(tmp_path / ".hidden" / "0.jpg", (0, 0, 0), 0)
+    alone = photo(tmp_path / "0.jpg", COLOURS["blue"], 7)
+    found = run.predict(tmp_path, topk=1)
+    assert [answer.path for answer in found][:2] == [str(alone), str(tmp_path / "linked/0.jpg")]
+    assert [answer.top[0][0] for answer in found] == ["blue"] + ["red"] * 20
+    assert len(run.predict([tmp_path, alone])) == 22
+
+
+def test_a_broken_photo_for_the_check_of_an_export_is_named(run, photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes((photos / "red" / "0.jpg").read_bytes()[:300])
+    with pytest.raises(DataError, match="truncated") as caught:
+        run.export("savedmodel", images=[photos / "red" / "1.jpg", bad])
+    assert caught.value.where == str(bad)
+    with pytest.raises(DataError, match=r"data\.not-found"):
+        run.export("savedmodel", images=[tmp_path / "none.jpg"])
 
 
 def test_worst_and_confused_images_are_named(run):
@@ -173,11 +229,25 @@ def test_missing_the_gate_keeps_the_run(photos, tmp_path):
     assert stages[0]["epochs"] == 1 and stages[0]["lr"] == 1e-9
 
 
-def test_resuming_a_finished_run_finds_it(run, photos):
+def test_resuming_a_finished_run_finds_it(run, photos, capsys):
     """Fault 37."""
-    again = finetune(data=photos, out=str(run.path.parent), resume="auto", **FAST)
+    asked = {"out": str(run.path.parent), "resume": "auto", **FAST, "quiet": False}
+    again = finetune(data=photos, export=["keras"], tta="on", **asked)
     assert again.path == run.path
     assert len(list(run.path.parent.iterdir())) == 1
+    assert list((run.path / "export").glob("*.keras"))  # it had none
+    finetune(data=photos, export=["keras"], **asked)  # now it has
+    assert "it keeps its own tta; another run of it: dlzoo ensemble" in capsys.readouterr().err
+
+
+def test_what_one_run_decides_of_the_data_is_not_for_the_next(photos, tmp_path):
+    data = load_data(photos)
+    asked = {"out": str(tmp_path), **FAST, "size": 32, "epochs": 1}
+    plain = finetune("lenet5", data, weights="none", flip="off", **asked)
+    assert data.flip and plain.classifier.origin["flip"] is False
+    with pytest.raises(ModelError, match=r"model\.never-mirrored"):  # before it trains
+        finetune("lenet5", data, weights="none", flip="off", tta="on", **asked)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_resuming_under_other_settings_or_photos_is_refused(photos, tmp_path):
