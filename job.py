@@ -181,6 +181,8 @@ class Job:
         from .zoo.weights import locate
 
         config = self.config
+        if config.teacher is not None:
+            RunDir.open(config.teacher)
         tag: Any = {"auto": True, "none": None}.get(config.weights, config.weights)
         self.variant, self.row = find_model(config.backbone, None if is_path(tag) else tag)
         if config.weights == "auto" and not self.variant.weights:

@@ -231,12 +231,11 @@ def test_missing_the_gate_keeps_the_run(photos, tmp_path):
 
 def test_resuming_a_finished_run_finds_it(run, photos, capsys):
     """Fault 37."""
-    asked = {"out": str(run.path.parent), "resume": "auto", **FAST, "quiet": False}
+    asked = {**FAST, "out": str(run.path.parent), "resume": "auto", "quiet": False}
     again = finetune(data=photos, export=["keras"], tta="on", **asked)
     assert again.path == run.path
     assert len(list(run.path.parent.iterdir())) == 1
     assert list((run.path / "export").glob("*.keras"))  # it had none
-    finetune(data=photos, export=["keras"], **asked)  # now it has
     assert "it keeps its own tta; another run of it: dlzoo ensemble" in capsys.readouterr().err
 
 
@@ -327,6 +326,8 @@ def test_a_dry_run_writes_nothing(photos, tmp_path):
     found = finetune(data=photos, out=str(tmp_path / "runs"), dry_run=True, **FAST)
     assert not (tmp_path / "runs").exists()
     assert found["stages"][0]["name"] == "head" and found["data"]["images"] == 60
+    with pytest.raises(UsageError, match=r"run\.not-found"):
+        finetune(data=photos, dry_run=True, teacher=str(tmp_path), **FAST)
 
 
 def test_importing_dlzoo_loads_no_tensorflow():
