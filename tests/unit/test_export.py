@@ -18,7 +18,7 @@ from dlzoo import export, load_data, zoo
 from dlzoo.data.decode import decode as pillow_decode
 from dlzoo.data.pipeline import load_image
 from dlzoo.errors import ExportError, UsageError
-from dlzoo.export import Options, parity, serving, tflite
+from dlzoo.export import Options, parity, serving, snippets, tflite
 from dlzoo.export import decode as graph
 from dlzoo.transfer.classifier import Classifier
 from dlzoo.zoo.spec import Preprocess
@@ -374,6 +374,38 @@ def test_pain_23_the_programs_answer_without_dlzoo(
         # Pillow rounds the resized image to whole numbers; the SavedModel does it all itself.
         near = 6e-4 if formats == ["savedmodel"] else 5e-3
         assert float(share.rstrip("%")) / 100 == pytest.approx(row.max(), abs=near)
+
+
+def apart(photo):
+    """Return by how many levels on average a program reads a photo otherwise than training."""
+    space = {"np": np}
+    exec(snippets._READ, space)
+    (read,) = space["read"](io.BytesIO(photo), {"preprocess": vars(RULE)})
+    return np.abs(read - load_image(photo, RULE)).mean()
+
+
+RAMP = np.linspace(0, 1, 60 * 40).reshape(40, 60)[:, ::-1]
+
+
+@pytest.mark.parametrize(
+    ("format", "values"),
+    [
+        ("PNG", (RAMP * 40_000).astype("uint16")),
+        ("TIFF", (RAMP * 40_000).astype("uint16")),
+        ("TIFF", (RAMP * 200).astype("int32")),
+        ("TIFF", (RAMP * 70_000 - 5_000).astype("int32")),
+        ("TIFF", RAMP.astype("float32")),
+        ("TIFF", np.where(RAMP > 0.9, np.nan, RAMP * 3e5).astype("float32")),
+    ],
+)
+def test_the_programs_read_deep_grey_as_training_does(format, values):
+    assert apart(encoded(Image.fromarray(values), format)) < 0.5
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_the_programs_turn_a_photo_by_exif_alone(format):
+    for note in ({"exif": exif(6, "<")}, {"xmp": b'<rdf:Description tiff:Orientation="6"/>'}):
+        assert apart(encoded(picture(), format, **note)) < 0.5
 
 
 def test_a_program_that_the_user_changed_stays(classifier, images, tmp_path):
