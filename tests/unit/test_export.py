@@ -67,8 +67,8 @@ def png(depth, colour, transparent=None):
 def animated(size, format="WEBP", **options):
     """Return an animation of two frames without alpha."""
     frames = [picture(*size, seed) for seed in range(2)]
-    lossless = {"lossless": True} if format == "WEBP" else {}
-    return encoded(frames[0], format, save_all=True, append_images=frames[1:], **lossless, **options)
+    options |= {"lossless": True} if format == "WEBP" else {}
+    return encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
 
 
 def files():
