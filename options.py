@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from . import console
 from .errors import nearest
+from .units import parse_count
 
 
 class _Helpful(click.Command):
@@ -149,13 +150,10 @@ class Count(click.ParamType):
     name = "count"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        digits, unit = str(value), 1.0
-        if digits[-1:].upper() in (scale := {"K": 1e3, "M": 1e6, "B": 1e9}):
-            digits, unit = digits[:-1], scale[digits[-1:].upper()]
         try:
-            return float(digits) * unit
-        except ValueError:
-            self.fail(f"{value!r} is no number such as 800k or 10M", param, ctx)
+            return parse_count(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Batch(click.ParamType):

@@ -1,10 +1,11 @@
-"""Sizes and times as people write them."""
+"""Sizes, times and numbers as people write them."""
 
 from __future__ import annotations
 
 import re
 
 _BYTES = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_COUNTS = {"K": 1e3, "M": 1e6, "B": 1e9}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -14,6 +15,15 @@ def parse_bytes(text: str) -> int:
     if not found:
         raise ValueError(f"{text!r} is no size such as 20G")
     return int(float(found[1]) * 1024 ** _BYTES[found[2]])
+
+
+def parse_count(text: str) -> float:
+    """Return the number that `800k`, `10M` or `2.5` is; raises ValueError."""
+    unit = _COUNTS.get(text[-1:].upper())
+    try:
+        return float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number such as 800k or 10M") from None
 
 
 def parse_seconds(text: str) -> float:

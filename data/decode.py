@@ -179,7 +179,11 @@ def _rgb(image: Image.Image) -> np.ndarray:
     image.load()
     orientation = 1
     with suppress(Exception):  # unreadable EXIF says nothing about the pixels, which are fine
-        noted = image.getexif().get(ExifTags.Base.Orientation)
+        # Not image.getexif(), which also believes XMP and text chunks: browsers and exported
+        # models do not.
+        exif = Image.Exif()
+        exif.load(image.info["exif"])
+        noted = exif.get(ExifTags.Base.Orientation)
         orientation = noted if noted in _AS_STORED else 1
     width, height = image.size
     rows = max(1, _STRIP // max(1, width))

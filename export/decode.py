@@ -3,8 +3,8 @@
 JPEG (grey and CMYK too), PNG, GIF, BMP and, where this TensorFlow has it, WebP come out as
 `data.decode` gives them: the same pixels (CMYK within one level of 255), upright, the first
 frame, alpha over white. What cannot be decoded alike is an error of the graph, never another
-image: TIFF and other rare formats, BMP with less than 8 bits a pixel or compressed, a GIF
-whose first frame does not fill it.
+image: TIFF and other rare formats, BMP with less than 8 bits a pixel or compressed, a GIF or
+an animated WebP whose first frame does not fill it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _AHEAD = 64  # zero bytes after the file, so that reading a field never leaves t
 def decode(data: tf.Tensor) -> tf.Tensor:
     """Return the image in a file's bytes (scalar string) as uint8 RGB (height, width, 3)."""
     raw = tf.concat([tf.io.decode_raw(data, tf.uint8), tf.zeros(_AHEAD, tf.uint8)], 0)
-    kinds = [(b"\xff\xd8\xff", _jpeg), (b"\x89PNG", _png), (b"GIF8", _gif), (b"BM", _bmp)]
-    cases = [(_is(raw, 0, magic), lambda f=reader: f(data, raw)) for magic, reader in kinds]
-    image = tf.case(cases, default=lambda: _webp(data, raw))
+    kinds = {b"\xff\xd8\xff": _jpeg, b"\x89PNG": _png, b"GIF8": _gif, b"BM": _bmp, b"RIFF": _webp}
+    cases = [(_is(raw, 0, magic), lambda f=reader: f(data, raw)) for magic, reader in kinds.items()]
+    image = tf.case(cases)  # another is an error
     image.set_shape((None, None, 3))
     return image
 
@@ -62,14 +62,29 @@ def _png(data, raw):
 
 
 def _webp(data, raw):
-    image = _rgb(tf.io.decode_image(data, 0, expand_animations=False))
+    def chunk(name):  # chunks are padded to an even length
+        def step(at):
+            return at + 8 + (_number(raw, at + 4, 4, little=True) + 1) // 2 * 2
 
-    def step(at):  # chunks are padded to an even length
-        return at + 8 + (_number(raw, at + 4, 4, little=True) + 1) // 2 * 2
+        return _walk(raw, 12, lambda at: ~_is(raw, at, name), step)
 
-    at = _walk(raw, 12, lambda at: ~_is(raw, at, b"EXIF"), step)
+    def says(flag):
+        return _is(raw, 12, b"VP8X") & (raw[20] // flag % 2 == 1)
+
+    def still():
+        # Not said to be an animation, and the chunk around the first frame cut down to its header,
+        # which decoders pass over: what follows is then the image of the file.
+        return _put(_put(data, chunk(b"ANMF") + 4, b"\x10\0\0\0"), 20, b"\x10")
+
+    # No animation may come to TensorFlow 2.21: it makes room for three channels of one without
+    # alpha and writes four, whatever it is asked for.
+    animated, alpha, exif = says(2), says(16), says(8)
+    data = tf.cond(animated, still, lambda: tf.identity(data))
+    kept = tf.where(animated & ~alpha, 3, 4)
+    image = _rgb(tf.io.decode_image(data, 0, expand_animations=False)[:, :, :kept])
+    at = chunk(b"EXIF")
     base = at + 8 + tf.where(_is(raw, at + 8, b"Exif\0\0"), 6, 0)
-    return _upright(image, _orientation(raw, base, _is(raw, at, b"EXIF")))
+    return _upright(image, _orientation(raw, base, exif & _is(raw, at, b"EXIF")))
 
 
 def _gif(data, raw):
@@ -188,5 +203,6 @@ def _number(raw, at, size: int, little: tf.Tensor | bool = False) -> tf.Tensor:
 
 
 def _put(data, at, new: bytes) -> tf.Tensor:
-    rest = tf.strings.substr(data, at + len(new), -1)
+    end = tf.minimum(at + len(new), tf.strings.length(data))  # of a file cut off before it
+    rest = tf.strings.substr(data, end, -1)
     return tf.strings.join([tf.strings.substr(data, 0, at), new, rest])

@@ -45,7 +45,16 @@ def read(photo, about):
 
     rule = about["preprocess"]
     size, short = rule["size"], round(rule["size"] / rule["crop"])
-    image = ImageOps.exif_transpose(Image.open(photo)).convert("RGBA")
+    image = Image.open(photo).copy()
+    known = ("exif", "transparency")  # no XMP, which Pillow would turn it by, too
+    image.info = {key: image.info[key] for key in known if key in image.info}
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # grey of more than 8 bits, which Pillow would clip
+        grey = np.nan_to_num(np.asarray(image, "float64"), posinf=0, neginf=0).clip(0)
+        whites = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
+        white = next((white for white in whites if grey.max() <= white), grey.max())
+        image = Image.fromarray((grey * (255 / white) + 0.5).astype("uint8"))
+    image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     k = min(image.size) // (2 * short)
     if k > 1:  # much too large: blocks are averaged first

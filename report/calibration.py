@@ -22,7 +22,7 @@ def fit(labels: np.ndarray, probabilities: np.ndarray, task: str) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    true = columns(labels).astype("float64")
+    true = columns(labels, task).astype("float64")
     others = 1 if task == "multilabel" else true.shape[1] - 1
     doubt = 1 / (len(true) + 2)
     true = true * (1 - doubt) + (1 - true) * doubt / max(others, 1)
@@ -48,7 +48,7 @@ def tempered(probabilities: np.ndarray, task: str, temperature: float) -> np.nda
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, task: str) -> float:
     """Return the mean negative log-likelihood in nats; of a multilabel task, per decision."""
-    return _cross_entropy(columns(labels), probabilities, task)
+    return _cross_entropy(columns(labels, task), probabilities, task)
 
 
 def _cross_entropy(true: np.ndarray, probabilities: np.ndarray, task: str) -> float:

@@ -24,7 +24,7 @@ def worst(
         Dicts of index (of the image), path, label, predicted, probability (of the true class,
         on average if it has several), loss (nats).
     """
-    true, safe = columns(labels), np.clip(probabilities, 1e-7, 1 - 1e-7)
+    true, safe = columns(labels, task), np.clip(probabilities, 1e-7, 1 - 1e-7)
     losses = -(true * np.log(safe)).sum(1)
     if task == "multilabel":
         losses -= ((1 - true) * np.log(1 - safe)).sum(1)
@@ -62,7 +62,7 @@ def label_errors(
         Dicts of index, path, label, likelier, and the probabilities of the two: own, other. In a
         multilabel task these are `NAME` and `not NAME`.
     """
-    true, p = columns(labels) > 0.5, np.asarray(probabilities, "float64")
+    true, p = columns(labels, task) > 0.5, np.asarray(probabilities, "float64")
     questions: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray]] = [(classes, true, p)]
     if task == "multilabel":
         questions = (

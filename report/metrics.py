@@ -44,11 +44,11 @@ def evaluate(
         raise DataError("data.empty-split", "there is no image to evaluate")
     if not np.isfinite(probabilities).all():
         raise ModelError("model.not-finite", "the model answered NaN or infinity")
+    true = columns(labels, task)
     if task == "multilabel":
-        figures = _multilabel(labels > 0.5, probabilities, classes)
+        figures = _multilabel(true > 0.5, probabilities, classes)
     else:
-        true = (labels[:, 0] > 0.5).astype(int) if labels.shape[1] == 1 else labels.argmax(1)
-        figures = _single(true, probabilities, classes)
+        figures = _single(true.argmax(1), probabilities, classes)
     n, correct = len(labels), figures.pop("correct")
     head = {
         "n": n,
@@ -72,10 +72,11 @@ def wilson(correct: float, n: float, z: float = 1.959964) -> tuple[float, float]
     return max(0.0, min(low, p)), min(1.0, max(high, p))
 
 
-def columns(labels: np.ndarray) -> np.ndarray:
+def columns(labels: np.ndarray, task: str) -> np.ndarray:
     """Return labels with a column for each class, as probabilities have them; binary has two."""
     labels = np.asarray(labels)
-    return np.hstack([1 - labels, labels]) if labels.shape[1] == 1 else labels
+    # One column alone does not make a task binary: a multilabel one may have a single label.
+    return np.hstack([1 - labels, labels]) if task == "binary" else labels
 
 
 def confidence(
@@ -85,7 +86,7 @@ def confidence(
 
     That is the likeliest class of each image; with a multilabel task every label of it.
     """
-    true = columns(labels)
+    true = columns(labels, task)
     if task == "multilabel":
         return probabilities.ravel(), true.ravel() > 0.5
     return probabilities.max(1), probabilities.argmax(1) == true.argmax(1)

@@ -37,7 +37,7 @@ def write(
         true, predicted = labels > 0.5, probabilities > 0.5
         sure = np.maximum(probabilities, 1 - probabilities).min(1)
     else:
-        true, predicted = _hot(columns(labels)), _hot(probabilities)
+        true, predicted = _hot(columns(labels, task)), _hot(probabilities)
         sure = probabilities.max(1)
     each = list(classes) if len(classes) <= COLUMNS else []
     rows = (

@@ -79,7 +79,7 @@ def measure(
             found[name].append(ask(changed))
         done += len(chosen)
     order = order[:done]
-    true = _decisions(columns(data.labels(split))[order], task)
+    true = _decisions(columns(data.labels(split), task)[order], task)
     before = _decisions(answers[order], task)
     after = {name: _decisions(np.concatenate(parts), task) for name, parts in found.items()}
     return {

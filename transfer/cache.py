@@ -35,7 +35,7 @@ from .engine import Engine
 from .engine import frozen as fastest
 from .shelf import Shelf, let_go, make_room, root
 
-FORMAT = 1  # of shelves, and of everything between an image file and what the network is given
+FORMAT = 2  # of shelves, and of everything between an image file and what the network is given
 MAPPED = 64 << 20  # bytes of shards that a process maps before it lets go of them
 MAPPED_AROUND = 64 << 10  # what the system maps for the sake of one byte
 

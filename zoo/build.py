@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,12 @@ def create_model(
             download). ModelError: weights that cannot be had or do not fit.
     """
     _check(
-        num_classes=(num_classes, num_classes is None or num_classes >= 0),
-        in_chans=(in_chans, in_chans is None or in_chans > 0),
-        dropout=(dropout, 0 <= (dropout or 0) < 1),
-        drop_path=(drop_path, 0 <= (drop_path or 0) < 1),
-        l1=(l1, l1 >= 0),
-        l2=(l2, l2 >= 0),
+        num_classes=(num_classes, _within(num_classes, Integral, 0)),
+        in_chans=(in_chans, _within(in_chans, Integral, 1)),
+        dropout=(dropout, _within(dropout, Real, 0, 1)),
+        drop_path=(drop_path, _within(drop_path, Real, 0, 1)),
+        l1=(l1, _within(l1, Real, 0)),
+        l2=(l2, _within(l2, Real, 0)),
         padding=(padding, padding in (None, *PADDINGS)),
     )
     taps = [taps] if isinstance(taps, str) else taps
@@ -103,6 +104,7 @@ def create_model(
     classes = num_classes
     if classes is None:
         classes = row.classes if row else variant.num_classes
+    classes = int(classes)  # NumPy's numbers are none to Keras and JSON
     if row and not row.classes and classes and variant.family.head and pool is None:
         raise UsageError(
             "model.no-classifier",
@@ -114,9 +116,10 @@ def create_model(
             "model.option", "auxiliary classifiers stand beside logits, and there are none"
         )
     if features_only and (pool or taps):
+        given = " and ".join(f"{k}=" for k, v in {"pool": pool, "taps": taps}.items() if v)
         raise UsageError(
             "model.option",
-            "features_only gives the maps themselves: there is nothing to pool",
+            f"features_only gives the maps of all taps: nothing to pool or to choose with {given}",
             fix="num_classes=0 with pool and taps gives one pooled vector",
         )
     args = {**variant.args, **_arguments(variant, drop_path=drop_path, padding=padding)}
@@ -172,6 +175,10 @@ def create_model(
     return model
 
 
+def _within(value: Any, kind: Any, least: float, below: float = float("inf")) -> bool:
+    return value is None or (isinstance(value, kind) and least <= value < below)
+
+
 def _check(**options: tuple[Any, bool]) -> None:
     """Refuse what no model can have; each option comes as (value, whether it is possible)."""
     wrong = [f"{name}={value!r}" for name, (value, possible) in options.items() if not possible]
@@ -179,8 +186,8 @@ def _check(**options: tuple[Any, bool]) -> None:
         raise UsageError(
             "model.option",
             f"impossible: {', '.join(wrong)}",
-            fix="counts from 1 (num_classes from 0), rates from 0 to below 1, penalties from 0, "
-            f"padding {' or '.join(PADDINGS)}",
+            fix="whole numbers from 1 (num_classes from 0), rates from 0 to below 1, "
+            f"penalties from 0, padding {' or '.join(PADDINGS)}",
         )
 
 
@@ -331,13 +338,14 @@ def _moments(feature_map, mean, last: bool) -> list:
 
 def _input_shape(variant: Variant, row: Weights | None, shape, in_chans) -> tuple:
     size = row.preprocess.size if row else variant.size
-    if shape is None:
-        shape = (size, size)
-    elif isinstance(shape, int):
-        shape = (shape, shape)
-    if len(shape) not in (2, 3):
+    if shape is None or isinstance(shape, Integral):
+        shape = (size if shape is None else shape,) * 2
+    whole = isinstance(shape, list | tuple) and all(_within(n, Integral, 0) for n in shape)
+    if not whole or len(shape) not in (2, 3):
         raise UsageError(
-            "model.size", f"input_shape={shape} is no (height, width) or (height, width, channels)"
+            "model.size",
+            f"input_shape={shape!r} is no size, (height, width) or (height, width, channels)",
+            fix=f"whole numbers, as in input_shape={size}",
         )
     channels = in_chans or (shape[2] if len(shape) == 3 else variant.in_chans)
     if in_chans and len(shape) == 3 and shape[2] != in_chans:
@@ -349,4 +357,4 @@ def _input_shape(variant: Variant, row: Weights | None, shape, in_chans) -> tupl
             f"{variant.name} needs images of at least {variant.min_size} pixels, got {short[0]}",
             fix=f"--size {size}",
         )
-    return (*shape[:2], channels)
+    return tuple(n if n is None else int(n) for n in (*shape[:2], channels))

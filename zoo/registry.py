@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import UsageError, nearest
+from ..units import parse_count
 from .sources import find, is_foreign
 from .spec import Family, Preprocess, Variant, Weights
 
@@ -108,9 +109,9 @@ def list_models(
     *,
     family: str | Iterable[str] | None = None,
     pretrained: bool | None = None,
-    max_params: float | None = None,
-    max_gmacs: float | None = None,
-    min_top1: float | None = None,
+    max_params: float | str | None = None,
+    max_gmacs: float | str | None = None,
+    min_top1: float | str | None = None,
     licence: str | Iterable[str] | None = None,
     taps: str | Iterable[str] | None = None,
 ) -> list[str]:
@@ -119,15 +120,15 @@ def list_models(
     Args:
         pattern: shell wildcards, one or several: `"resnet*"`.
         family: family names. pretrained: with (True) or without (False) known weights.
-        max_params: upper bound of the parameter count. max_gmacs: of 10^9 multiply-accumulates
-            at the default size.
+        max_params: upper bound of the parameter count, also as `"10M"`.
+        max_gmacs: of 10^9 multiply-accumulates at the default size.
         min_top1: ImageNet top-1 in percent of at least one checkpoint.
-        licence: SPDX identifiers, wildcards allowed, of at least one checkpoint; with `min_top1`
-            one checkpoint must have both.
+        licence: SPDX identifiers, wildcards allowed and case ignored, of at least one checkpoint;
+            with `min_top1` one checkpoint must have both.
         taps: feature maps it must have, one or several: `["C3", "C5"]`.
 
     Raises:
-        UsageError: `model.family`, with the nearest name.
+        UsageError: `model.family` or `model.taps`, with the nearest name; `model.option`.
     """
 
     def matches(value: str, wanted: str | Iterable[str] | None) -> bool:
@@ -137,6 +138,21 @@ def list_models(
         return [wanted] if isinstance(wanted, str) else list(wanted)
 
     pattern, family, licence = (w and many(w) for w in (pattern, family, licence))
+    licence = licence and [wanted.lower() for wanted in licence]
+    try:
+        limits = [None if n is None else parse_count(str(n))
+                  for n in (max_params, max_gmacs, min_top1)]  # fmt: skip
+    except ValueError as error:
+        raise UsageError("model.option", str(error)) from None
+    params, gmacs, top1 = limits
+    taps = set(many(taps or ()))
+    known = {tap for variant in _VARIANTS.values() for tap in variant.taps}
+    for tap in sorted(taps - known):
+        raise UsageError(
+            "model.taps",
+            f"no model has a tap {tap!r}{nearest(tap, known)}",
+            fix=f"known: {', '.join(sorted(known))}",
+        )
     families = {variant.family.name for variant in _VARIANTS.values()}
     for wanted in family or ():
         if not any(fnmatchcase(name, wanted) for name in families):
@@ -150,16 +166,16 @@ def list_models(
         checkpoints = [
             w
             for w in variant.weights
-            if matches(w.licence, licence) and (min_top1 is None or (w.top1 or 0) >= min_top1)
+            if matches(w.licence.lower(), licence) and (top1 is None or (w.top1 or 0) >= top1)
         ]
         if (
             matches(variant.name, pattern)
             and matches(variant.family.name, family)
             and (pretrained is None or bool(variant.weights) == pretrained)
-            and (max_params is None or variant.params <= max_params)
-            and (max_gmacs is None or variant.gmacs <= max_gmacs)
-            and (checkpoints or (min_top1 is None and licence is None))
-            and variant.taps.keys() >= set(many(taps or ()))
+            and (params is None or variant.params <= params)
+            and (gmacs is None or variant.gmacs <= gmacs)
+            and (checkpoints or (top1 is None and licence is None))
+            and variant.taps.keys() >= taps
         ):
             found.append(variant.name)
     return sorted(found, key=_natural)

@@ -9,6 +9,7 @@ import pytest
 from dlzoo.data.decode import decode, probe
 from dlzoo.errors import DataError
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 RED = (200, 30, 40)
 
@@ -107,6 +108,22 @@ def test_all_eight_orientations_give_the_upright_image():
         image = upright if how is None else upright.transpose(how)
         found = decode(encoded(image, "PNG", exif=exif))
         np.testing.assert_array_equal(found, np.asarray(upright), err_msg=str(orientation))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_orientation_is_that_of_exif_alone(format):
+    """XMP and ImageMagick's text in a PNG, which Pillow takes for it, say nothing."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    text.add_text("Raw profile type exif", f"\nexif\n{len(raw):8}\n{raw.hex()}\n")
+    others = {"TIFF": {}, "PNG": {"pnginfo": text}}.get(format, {"xmp": xmp})
+    image = Image.new("RGB", (8, 5))
+    assert decode(encoded(image, format, **others)).shape == (5, 8, 3)
+    assert decode(encoded(image, format, **others, exif=exif)).shape == (8, 5, 3)
 
 
 def test_size_is_read_from_the_header_only():

@@ -343,6 +343,27 @@ def test_wrong_labels_are_found_and_right_ones_left_alone(task):
             assert (row["label"], row["likelier"]) == (f"c{given[i]}", f"c{true[i]}")
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
+def test_one_label_alone_is_a_question_with_two_answers(seed, n):
+    rng = np.random.default_rng(seed)
+    yes, p = rng.random((n, 1)) < 0.5, rng.random((n, 1))
+    one = yes.astype("float32"), p, ["x"], "multilabel"
+    two = yes.astype("float32"), np.hstack([1 - p, p]), ["not x", "x"], "binary"
+    alone, both = metrics.evaluate(*one), metrics.evaluate(*two)
+    assert alone["per_class"]["x"] == both["per_class"]["x"]
+    assert alone["confusion"] == [both["confusion"]]
+    for key in ("correct", "accuracy", "majority_accuracy"):
+        assert alone[key] == both[key]
+    assert alone["log_loss"] == pytest.approx(both["log_loss"])
+    for measure in (calibration.fit, calibration.log_loss):
+        found, wanted = (measure(labels, p, task) for labels, p, _, task in (one, two))
+        assert found == pytest.approx(wanted)
+    keys = [f"{i}.jpg" for i in range(n)]
+    found, wanted = (doubts.worst(keys, *each, n) for each in (one, two))
+    assert [row["index"] for row in found] == [row["index"] for row in wanted]
+    assert doubts.label_errors(keys, *one) == doubts.label_errors(keys, *two)
+
+
 def test_pairs_of_confused_classes_come_by_number():
     found = doubts.pairs([[5, 1, 0], [3, 9, 0], [0, 2, 7]], "abc")
     assert found == [("b", "a", 3), ("c", "b", 2), ("a", "b", 1)]

@@ -90,9 +90,15 @@ def test_a_family_that_is_not_there_is_no_empty_list():
     assert zoo.list_models(family="mobile*") and zoo.list_models("nothing*") == []
 
 
+def test_neither_is_a_tap():
+    with pytest.raises(UsageError, match=r"model\.taps.*'c3'; did you mean 'C3'"):
+        zoo.list_models(taps="c3")
+
+
 def test_maps_are_not_pooled():
     for options in ({"pool": "avg"}, {"taps": ["C5"]}):
-        with pytest.raises(UsageError, match=r"model\.option.*nothing to pool"):
+        given = rf"model\.option.*nothing to pool.*with {next(iter(options))}="
+        with pytest.raises(UsageError, match=given):
             zoo.create_model("resnet18", features_only=True, **options)
 
 
@@ -100,8 +106,12 @@ def test_list_models_filters():
     assert zoo.list_models(family=["mlp", "lenet5"], pretrained=False) == ["lenet5", "mlp"]
     lite = {"family": "efficientnet_lite"}
     assert zoo.list_models(pretrained=True, max_params=5e6, **lite) == ["efficientnet_lite0"]
+    assert zoo.list_models(pretrained=True, max_params="5M", **lite) == ["efficientnet_lite0"]
+    with pytest.raises(UsageError, match=r"model\.option.*'five' is no number"):
+        zoo.list_models(max_params="five")
     assert zoo.list_models(min_top1=82, family="resnet") == ["resnet152_v1_5"]
     assert zoo.list_models(licence="Apache*", **lite) == [f"efficientnet_lite{n}" for n in range(3)]
+    assert zoo.list_models(licence="apache*", **lite) == zoo.list_models(licence="Apache*", **lite)
     # one checkpoint must have both: vgg16's better one has another licence
     assert zoo.list_models("vgg16", licence="CC-BY-4.0", min_top1=71.5) == []
 
@@ -167,12 +177,27 @@ def test_pool_takes_the_maximum_too():
         ({"input_shape": 31}, "model.size", "at least 32 pixels, got 31"),
         ({"input_shape": (64,)}, "model.size", "height, width"),
         ({"input_shape": (64, 64, 3, 1)}, "model.size", "height, width"),
+        ({"input_shape": "64"}, "model.size", "'64' is no size"),
+        ({"input_shape": 64.0}, "model.size", "64.0 is no size"),
+        ({"input_shape": (64, "64")}, "model.size", "is no size"),
+        ({"num_classes": 2.5}, "model.option", "num_classes=2.5"),
+        ({"num_classes": "5"}, "model.option", "num_classes='5'"),
+        ({"in_chans": "3", "l2": "0.1"}, "model.option", "in_chans='3', l2='0.1'"),
+        ({"dropout": float("nan")}, "model.option", "dropout=nan"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, id, words):
     with pytest.raises(UsageError, match=words) as caught:
         zoo.create_model("resnet18", **{"num_classes": 3, "input_shape": 32} | options)
     assert caught.value.id == id
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = zoo.create_model(
+        "resnet18", num_classes=np.int64(3), input_shape=np.int32(32), in_chans=np.int8(1)
+    )
+    create = graph.built(model).create
+    assert json.loads(json.dumps(create))["input_shape"] == [32, 32, 1]
 
 
 def test_dense_layers_need_a_size():
