@@ -189,6 +189,8 @@ class Run:
     def _answers_elsewhere(
         self, source: Any, split: str | None, tta: bool
     ) -> tuple[np.ndarray, np.ndarray]:
+        from .report.metrics import columns
+
         classes, task = self.classifier.classes, self.classifier.task
         other = source
         if not isinstance(source, Data):
@@ -211,10 +213,9 @@ class Run:
         chosen = [split] if split else [name for name, n in other.splits.items() if n]
         parts = [self._answers(other, name, tta) for name in chosen]
         labels, found = (np.concatenate(p) for p in zip(*parts, strict=True))
-        if other.task == "binary":  # one column, which is the second class
-            labels = np.hstack([1 - labels, labels])
         aligned = np.zeros((len(labels), len(classes)), "float32")
-        aligned[:, [classes.index(name) for name in other.classes]] = labels
+        places = [classes.index(name) for name in other.classes]
+        aligned[:, places] = columns(labels, other.task)
         return (aligned[:, 1:] if task == "binary" else aligned), found
 
     def predict(self, photos: Any, topk: int = 5, tta: bool = False) -> list[Prediction]:
