@@ -19,6 +19,7 @@ from .from_run import row_for_run, weights_of
 from .graph import NORMALIZE, built, sources, weighted
 from .sources import is_path
 from .spec import Preprocess, Variant, Weights
+from .weights import row_of
 
 
 def load(
@@ -283,20 +284,55 @@ def as_path(weights: object) -> Path | None:
     return path
 
 
-def row_for_file(variant: Variant, row: Weights | None, path: Path) -> Weights:
-    """Take a user's file for a checkpoint of the variant that is stored in the same way."""
+def row_for_file(
+    variant: Variant, row: Weights | None, path: Path, given: Preprocess | None = None
+) -> Weights:
+    """Return the row of a user's file: that of the checkpoint it is, or is stored like.
+
+    Args:
+        row: the checkpoint that the user named, if any.
+        given: the preprocessing that the user named, if any.
+    """
     if of_run := row_for_run(variant, path):
         return of_run
     reader = "keras" if path.suffix in (".h5", ".keras") else "torch"
-    same = [w for w in variant.weights if w.reader == reader]
-    if row or same:
-        return replace(row or same[0], tag=path.name)
-    return Weights(
-        tag=path.name,
-        uri=path.as_uri() if path.is_absolute() else str(path),
-        preprocess=replace(variant.preprocess, size=variant.size),
-        reader=reader,
-        licence="unknown",
-        origin="a local file",
-        classes=variant.num_classes,
+    same = [row] if row else [w for w in variant.weights if w.reader == reader]
+    if published := row_of(path, same):
+        return replace(published, tag=path.name)
+    if not same:
+        return Weights(
+            tag=path.name,
+            uri=path.as_uri() if path.is_absolute() else str(path),
+            preprocess=replace(given or variant.preprocess, size=variant.size),
+            reader=reader,
+            licence="unknown",
+            origin="a local file",
+            classes=variant.num_classes,
+        )
+    rule = same[0].preprocess
+    if given:
+        rule = replace(rule, bgr=given.bgr)  # the file is the user's, and so are its kernels
+    elif read := _rule_in(variant, path, reader):
+        mean, std = read
+        if not (np.allclose(mean, rule.mean, 1e-3) and np.allclose(std, rule.std, 1e-3)):
+            rule = replace(rule, mean=mean, std=std)
+    elif len({(w.preprocess.mean, w.preprocess.std, w.preprocess.bgr) for w in same}) > 1:
+        warnings.warn(
+            f"{path.name} is none of {', '.join(f'{variant.name}.{w.tag}' for w in same)}, whose "
+            f"images are normalised differently; {same[0].tag}'s way is taken. If it was "
+            "otherwise, answers are wrong: name one of them, or give preprocess=",
+            stacklevel=3,
+        )
+    return replace(same[0], tag=path.name, preprocess=rule)
+
+
+def _rule_in(variant: Variant, path: Path, reader: str):
+    """Return the mean and deviation that a Keras file of some families holds, or None."""
+    if reader != "keras" or not variant.family.keras_rule:
+        return None
+    return variant.family.keras_rule(
+        [
+            (name.rpartition("/")[2], arrays)
+            for name, arrays in checkpoints.read_keras(path, empty=True)
+        ]
     )
