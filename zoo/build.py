@@ -55,10 +55,13 @@ def create_model(
             0 builds the headless backbone: its last feature map, pooled if `pool` is given.
         weights: None (random), a tag, True (the variant's first checkpoint), `hf://...`, or the
             path of a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras` file, or of a run of
-            dlzoo: its preprocessing comes along, and its logits if there are as many classes.
+            dlzoo: its preprocessing comes along, and its logits if there are as many classes. For a
+            file that says nothing of preprocessing, that of the checkpoint it is, by its name or
+            hash, is taken, or else of the variant's first of its kind.
         input_shape: `size`, `(height, width)` or `(height, width, channels)` in pixels.
         in_chans: image channels. With weights made for RGB, 1 sums the first kernel over its
-            channels; other numbers repeat it.
+            channels: a grey image is answered as three equal channels are, but for the first
+            layer's outermost pixels where it pads. Other numbers repeat the kernel.
         features_only: return the taps, `{"C1": (batch, h/2, w/2, c), ...}`, not logits; without
             `pool` and `taps`.
         pool: None keeps the paper's head; `avg` or `max` replaces it by global pooling, `moments`
@@ -73,7 +76,8 @@ def create_model(
         l1, l2: factors of the penalties on every kernel, added to the loss by Keras.
         aux: build the auxiliary classifiers of the paper too. The model then gives
             `{"logits": ..., "aux1": ..., ...}`, for training from scratch.
-        preprocess: overrides the normalisation that comes with the weights.
+        preprocess: overrides the normalisation that comes with the weights; for a file of your
+            own, its `bgr` says which order of channels the first kernel expects.
         offline: open no socket for weights; None asks `DLZOO_OFFLINE`.
         progress: called with (bytes done, bytes in all) during a download.
 
@@ -98,7 +102,7 @@ def create_model(
     path = as_path(weights)
     variant, row = resolve(name, None if path else weights)  # type: ignore[arg-type]
     if path:
-        row = row_for_file(variant, row, path)
+        row = row_for_file(variant, row, path, preprocess)
     shape = _input_shape(variant, row, input_shape, in_chans)
     rule = preprocess or (row.preprocess if row else replace(variant.preprocess, size=variant.size))
     classes = num_classes

@@ -44,6 +44,9 @@ def layers(file: h5py.File) -> list[tuple[str, list[Place]]]:
         found, letters = [], 0
         for layer in names(root, "layer_names"):
             weights = names(node(root, layer), "weight_names")
+            letters += len(layer)
+            if not weights:
+                found.append((layer, []))
             owners = [name.rpartition("/")[0].rpartition("/")[2] or layer for name in weights]
             if len(set(owners)) == 1:
                 owners = [layer] * len(weights)

@@ -6,9 +6,11 @@ import ast
 import os
 import re
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,8 +19,28 @@ from ..errors import ModelError
 from . import checkpoints
 from .from_run import row_for_run, weights_of
 from .graph import NORMALIZE, built, sources, weighted
+from .registry import variants
 from .sources import is_path
 from .spec import Preprocess, Variant, Weights
+from .weights import row_of
+
+Arrays = list[np.ndarray]
+
+
+class _Opened(NamedTuple):
+    """A checkpoint's file as a model reads it.
+
+    Attributes:
+        stored: what it has, as (name, arrays).
+        place: tells where in `stored` the arrays of one of our layers are, by its name.
+        find: gives a layer's arrays in Keras' order, or raises KeyError(what is missing).
+        bgr: the first kernel expects blue, green, red.
+    """
+
+    stored: list[tuple[str, Arrays]]
+    place: Callable[[str], list[int]]
+    find: Callable[[keras.layers.Layer], Arrays]
+    bgr: bool
 
 
 def load(
@@ -26,8 +48,8 @@ def load(
 ) -> None:
     """Load a checkpoint file into a model, whole or not at all.
 
-    The logits are left as they are if the model has another number of classes. Tensors of
-    the file that the model has no place for are allowed only where the model was cut short.
+    The logits are left as they are if the model has another number of classes. What more the file
+    has must be of a head, or of layers above the place where the model was cut.
 
     Args:
         sure: the user said how images are normalised, which not every file does; else a file
@@ -37,21 +59,23 @@ def load(
         ModelError: `model.weights-mismatch`, naming the first five misfits.
     """
     layers = weighted(model.layers)
-    if _fresh_logits(model, variant, row):
+    fresh = _fresh_logits(model, variant, row)
+    if fresh:
         layers = [layer for layer in layers if not layer.name.endswith("logits")]
-    find, rule = _finder(variant, row, file, model, sure)
+    opened = _open(variant, row, file, model, sure)
     first = layers[0].name if layers else None
-    wanted: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
+    lost = None
+    wanted: list[tuple[keras.layers.Layer, Arrays]] = []
     problems = []
     for layer in layers:
         shapes = [tuple(w.shape) for w in layer.weights]
         try:
-            arrays = find(layer)
+            arrays = opened.find(layer)
         except KeyError as missing:
             problems.append(f"{layer.name}: {missing.args[0]} is not in the file")
             continue
         if layer.name == first:
-            arrays = _fit_channels(arrays, rule, shapes[0])
+            arrays, lost = _fit_channels(arrays, opened.bgr, built(model).preprocess, shapes[0])
         if len(arrays) == len(shapes):
             arrays = [_without_ones(a, shape) for a, shape in zip(arrays, shapes, strict=True)]
         found = [a.shape for a in arrays]
@@ -60,17 +84,70 @@ def load(
         else:
             problems.append(f"{layer.name}: needs {shapes}, the file has {found}")
     if problems:
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ModelError(
-            "model.weights-mismatch",
-            f"{len(problems)} of {len(layers)} layers of {variant.name} do not fit the file:\n  "
-            + "\n  ".join(problems[:5])
-            + more,
-            where=file,
-            fix="check that the file belongs to this model (and its number of classes)",
-        )
+        title = f"{len(problems)} of {len(layers)} layers of {variant.name} do not fit the file"
+        raise _mismatch(variant, file, title, problems)
+    if left := _left_over(model, variant, opened, fresh):
+        title = f"the file has more than {variant.name} has a place for"
+        raise _mismatch(variant, file, title, left)
+    if lost is not None:
+        _give_back(lost, wanted)
     for layer, arrays in wanted:
         layer.set_weights(arrays)
+
+
+def _mismatch(variant: Variant, file: Path, title: str, lines: list[str]) -> ModelError:
+    """Return the error with the first five misfits, and the model that the file is named after."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\W_]", "", name.lower())
+
+    family = [v.name for v in variants().values() if v.family is variant.family]
+    named = [name for name in family if plain(name) in plain(file.name)]
+    likely = max(named, key=len, default=variant.name)
+    more = f"\n  and {len(lines) - 5} more" if len(lines) > 5 else ""
+    return ModelError(
+        "model.weights-mismatch",
+        f"{title}:\n  " + "\n  ".join(lines[:5]) + more,
+        where=file,
+        fix="check that the file belongs to this model (and its number of classes)"
+        if likely == variant.name
+        else f"by its name the file is of {likely}",
+    )
+
+
+_ASIDE = re.compile(r"num_batches_tracked$|^optimizer").search  # notes of the training
+
+
+def _left_over(model: keras.Model, variant: Variant, opened: _Opened, fresh: bool) -> list[str]:
+    """Name what the file has and the model has not, unless the model was made to leave it out.
+
+    If it was made without the file's head, matrices (1x1 convolutions too) and vectors may be
+    left, whatever they are called: a larger body would leave kernels of more pixels.
+    """
+    axes = 2 if fresh or "logits" not in {layer.name for layer in model.layers} else 0
+
+    def left(layers: list[keras.layers.Layer]) -> list[str]:
+        used = set()
+        for layer in ["logits", *(layer.name for layer in weighted(layers))]:
+            with suppress(KeyError, ValueError):  # files of this kind have no name for it
+                used |= {*opened.place(layer)}
+        return [
+            name
+            for i, (name, arrays) in enumerate(opened.stored)
+            if i not in used
+            and not _ASIDE(name)
+            and any(sum(n != 1 for n in array.shape) > axes for array in arrays)
+        ]
+
+    return left(model.layers) and left(_whole(variant).layers)
+
+
+def _whole(variant: Variant) -> keras.Model:
+    """Build the network with all it can have; its variables take no memory and hold no values."""
+    from .build import create_model
+
+    with keras.StatelessScope(initialize_variables=False):
+        return create_model(variant.name, aux=variant.family.aux is not None)
 
 
 def _without_ones(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -89,9 +166,8 @@ def _fresh_logits(model: keras.Model, variant: Variant, row: Weights) -> bool:
     return bool(model.get_layer("logits").units != row.classes or pooled_anew or taps)
 
 
-def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model, sure: bool):
-    """Return `layer -> arrays in Keras' order`, which raises KeyError(what is missing), and
-    the preprocessing that the first kernel of the file expects."""
+def _open(variant: Variant, row: Weights, file: Path, model: keras.Model, sure: bool) -> _Opened:
+    """Read a file, and find out how it names the layers of the model."""
     family = variant.family
     unread = re.compile(family.unread or "(?!)").search
     ours = [layer.name for layer in weighted(model.layers)]
@@ -100,9 +176,17 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model, sure
         if family.torch_rename:
             old, new = family.torch_rename
             tensors = {re.sub(old, new, name): tensor for name, tensor in tensors.items()}
-        _check_size(variant, row, [a for name, a in tensors.items() if not unread(name)], file)
-        rename = _naming(variant, ours[0], tensors, file)
+        stored = [(name, [array]) for name, array in tensors.items() if not unread(name)]
+        _check_size(variant, row, stored, file)
+        rename = _naming(variant, row, ours[0], tensors, file)
         flattened = _flattened(model)
+        places: dict[str, list[int]] = {}
+        for i, (name, _) in enumerate(stored):
+            for owner in (name, name.rpartition(".")[0]):
+                places.setdefault(owner, []).append(i)
+
+        def in_torch(layer):
+            return places.get(rename(layer, **variant.args), [])
 
         def from_torch(layer):
             prefix = rename(layer.name, **variant.args)
@@ -110,22 +194,32 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model, sure
                 type(layer).__name__, prefix, tensors, flattened=flattened.get(layer.name)
             )
 
-        return _with_epsilon(from_torch, row), row.preprocess
+        return _Opened(stored, in_torch, _with_epsilon(from_torch, row), row.preprocess.bgr)
 
-    content = checkpoints.read_keras(file, empty=True)
-    of_the_zoo = any(name.rpartition("/")[2] == NORMALIZE for name, _ in content)
-    stored = [(name, arrays) for name, arrays in content if arrays and not unread(name)]
-    _check_size(variant, row, [array for _, arrays in stored for array in arrays], file)
+    content = [
+        (name.rpartition("/")[2], name, a) for name, a in checkpoints.read_keras(file, empty=True)
+    ]
+    of_the_zoo = any(short == NORMALIZE for short, *_ in content)
+    stored = [(name, arrays) for short, name, arrays in content if arrays and not unread(short)]
+    _check_size(variant, row, stored, file)
     index = _names_in(stored)
+    if not sure and (of_the_zoo or not variant.keras):
+        rule = built(model).preprocess
+        warnings.warn(
+            f"{file.name} does not say how images were normalised; mean {rule.mean}, std "
+            f"{rule.std} are taken. If it was otherwise, answers are wrong: give preprocess=",
+            stacklevel=4,
+        )
     if of_the_zoo:  # where kernels take RGB already
-        if not sure:
-            rule = built(model).preprocess
-            warnings.warn(
-                f"{file.name} does not say how images were normalised; mean {rule.mean}, std "
-                f"{rule.std} are taken. If it was otherwise, answers are wrong: give preprocess=",
-                stacklevel=4,
-            )
-        return lambda layer: stored[index[layer.name]][1], replace(row.preprocess, bgr=False)
+        return _Opened(
+            stored,
+            lambda layer: [index[layer]],
+            lambda layer: stored[index[layer.name]][1],
+            bgr=False,
+        )
+    other = _other_form(variant)
+    if other and other.keras and not variant.keras:
+        raise _wrong_form(variant, other, "Keras", file)
     names = {layer: family.keras_name(layer, **variant.args) for layer in ours}
     left = {*range(len(stored))} - {index.get(name.partition(":")[0]) for name in names.values()}
     if "logits" in names and names["logits"] not in index and len(left) == 1:
@@ -133,12 +227,32 @@ def _finder(variant: Variant, row: Weights, file: Path, model: keras.Model, sure
     if any("#" in name or name.partition(":")[0] not in index for name in names.values()):
         index = _by_position(variant, stored) or index  # a number is no name to rely on
 
+    def in_keras(layer):
+        name = names.get(layer) or family.keras_name(layer, **variant.args)
+        return [index[name.partition(":")[0]]]
+
     def from_keras(layer):
-        name, _, part = names[layer.name].partition(":")
-        arrays = stored[index[name]][1]
+        arrays = stored[in_keras(layer.name)[0]][1]
+        _, _, part = names[layer.name].partition(":")
         return [arrays[int(part)]] if part else arrays
 
-    return _with_epsilon(from_keras, row), row.preprocess
+    return _Opened(stored, in_keras, _with_epsilon(from_keras, row), row.preprocess.bgr)
+
+
+def _other_form(variant: Variant) -> Variant | None:
+    """Return the network of the same layers that TensorFlow, or torchvision, pads otherwise."""
+    plain = variant.name.removesuffix("_tv")
+    return variants().get(plain if plain != variant.name else f"{plain}_tv")
+
+
+def _wrong_form(variant: Variant, other: Variant, whose: str, file: Path) -> ModelError:
+    return ModelError(
+        "model.weights-mismatch",
+        f"the file names its layers as {whose} does, and {variant.name} pads and normalises "
+        "otherwise: the weights would fit, and the answers be wrong",
+        where=file,
+        fix=f"the same network as {whose} has it: {other.name}",
+    )
 
 
 def _with_epsilon(find, row: Weights):
@@ -153,14 +267,10 @@ def _with_epsilon(find, row: Weights):
     return found
 
 
-def _naming(variant: Variant, layer: str, tensors: dict[str, np.ndarray], file: Path):
+def _naming(variant: Variant, row: Weights, layer: str, tensors: dict[str, np.ndarray], file: Path):
     """Return the rule, torchvision's or timm's, that the file names a layer by."""
-    rules = [variant.family.torch_name, variant.family.timm_name]
-    known = [rule for rule in rules if rule]
-    for rule in known:
-        prefix = rule(layer, **variant.args)
-        if prefix in tensors or f"{prefix}.weight" in tensors:
-            return rule
+    family, other = variant.family, _other_form(variant)
+    known = [rule for rule in (family.torch_name, family.timm_name) if rule]
     if not known:
         raise ModelError(
             "model.weights-mismatch",
@@ -168,7 +278,24 @@ def _naming(variant: Variant, layer: str, tensors: dict[str, np.ndarray], file: 
             where=file,
             fix="give a Keras .h5 file",
         )
-    return known[0]
+    for rule in known:
+        prefix = rule(layer, **variant.args)
+        if prefix in tensors or f"{prefix}.weight" in tensors:
+            break
+    else:
+        return known[0]
+    if not other or row.reader == "timm":  # the hub says which form it is
+        return rule
+    if rule is not family.timm_name and other.torchvision and not variant.torchvision:
+        raise _wrong_form(variant, other, "torchvision", file)
+    alike = rule is family.timm_name and variant.timm and other.timm
+    if alike and not file.name.startswith(str(variant.timm)):
+        warnings.warn(
+            f"timm names the layers of its {variant.timm} and {other.timm} alike, and {file.name} "
+            f"is taken for the first. If it is of the other, answers are wrong: use {other.name}",
+            stacklevel=5,
+        )
+    return rule
 
 
 def _names_in(stored: list) -> dict[str, int]:
@@ -225,9 +352,11 @@ _WIDEST = 8192  # no classifier takes more features
 _COUNTED = re.compile(r"(conv2d|batch_normalization|dense)(?:_(\d+))?")
 
 
-def _check_size(variant: Variant, row: Weights, arrays: list[np.ndarray], file: Path) -> None:
+def _check_size(
+    variant: Variant, row: Weights, stored: list[tuple[str, Arrays]], file: Path
+) -> None:
     """Refuse a file with larger kernels than the model has parameters: a larger model's."""
-    held = sum(array.size for array in arrays if array.ndim > 1)
+    held = sum(array.size for _, arrays in stored for array in arrays if array.ndim > 1)
     more = max(row.classes - variant.num_classes, 0) * _WIDEST
     if held > variant.params + more:
         raise ModelError(
@@ -252,23 +381,41 @@ def _flattened(model: keras.Model) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _fit_channels(arrays, rule: Preprocess, shape):
-    """Turn a BGR kernel round, and adapt a kernel for RGB to another number of channels."""
+def _fit_channels(
+    arrays: Arrays, bgr: bool, rule: Preprocess, shape: tuple[int, ...]
+) -> tuple[Arrays, np.ndarray | None]:
+    """Turn a BGR kernel round, and adapt a kernel for RGB to another number of channels.
+
+    Returns:
+        The arrays, and what a grey image loses: a constant for each of the layer's outputs.
+    """
     kernel, *rest = arrays
     if kernel.ndim != 4:
-        return arrays
-    if rule.bgr:
+        return arrays, None
+    if bgr:
         kernel = kernel[:, :, ::-1]
+    lost = None
     channels, wanted = kernel.shape[2], shape[2]
-    if channels == 3 and wanted != 3:
-        if wanted == 1:
-            # The model normalises with the mean of the channels' std: weigh each channel so
-            # that a grey image excites the kernel as its three equal channels would.
-            scale = np.mean(rule.std) / np.asarray(rule.std, kernel.dtype)
-            kernel = (kernel * scale[:, None]).sum(2, keepdims=True)
-        else:
-            kernel = kernel[:, :, np.arange(wanted) % 3] * (3 / wanted)
-    return [np.ascontiguousarray(kernel, dtype="float32"), *rest]
+    if channels == 3 and wanted == 1:
+        # The model normalises with the mean of the channels' means and deviations: weigh each
+        # channel so that a grey image excites the kernel as its three equal channels would.
+        mean, std = np.resize(rule.mean, 3), np.resize(rule.std, 3)
+        lost = np.einsum("hwio,i->o", kernel, (mean.mean() - mean) / std)
+        kernel = (kernel * (std.mean() / std)[:, None]).sum(2, keepdims=True)
+    elif channels == 3 and wanted != 3:
+        kernel = kernel[:, :, np.arange(wanted) % 3] * (3 / wanted)
+    return [np.ascontiguousarray(kernel, dtype="float32"), *rest], lost
+
+
+def _give_back(lost: np.ndarray, wanted: list[tuple[keras.layers.Layer, Arrays]]) -> None:
+    """Add what the first layer loses to its bias, or to the normalisation right behind it."""
+    first, arrays = wanted[0]
+    if len(arrays) == 2:
+        arrays[1] = arrays[1] + lost
+        return
+    for layer, behind in wanted[1:2]:
+        if isinstance(layer, keras.layers.BatchNormalization) and sources(layer) == [first]:
+            behind[-2] = behind[-2] - lost  # the moving mean
 
 
 def as_path(weights: object) -> Path | None:
@@ -283,20 +430,55 @@ def as_path(weights: object) -> Path | None:
     return path
 
 
-def row_for_file(variant: Variant, row: Weights | None, path: Path) -> Weights:
-    """Take a user's file for a checkpoint of the variant that is stored in the same way."""
+def row_for_file(
+    variant: Variant, row: Weights | None, path: Path, given: Preprocess | None = None
+) -> Weights:
+    """Return the row of a user's file: that of the checkpoint it is, or is stored like.
+
+    Args:
+        row: the checkpoint that the user named, if any.
+        given: the preprocessing that the user named, if any.
+    """
     if of_run := row_for_run(variant, path):
         return of_run
     reader = "keras" if path.suffix in (".h5", ".keras") else "torch"
-    same = [w for w in variant.weights if w.reader == reader]
-    if row or same:
-        return replace(row or same[0], tag=path.name)
-    return Weights(
-        tag=path.name,
-        uri=path.as_uri() if path.is_absolute() else str(path),
-        preprocess=replace(variant.preprocess, size=variant.size),
-        reader=reader,
-        licence="unknown",
-        origin="a local file",
-        classes=variant.num_classes,
+    same = [row] if row else [w for w in variant.weights if w.reader == reader]
+    if published := row_of(path, same):
+        return replace(published, tag=path.name)
+    if not same:
+        return Weights(
+            tag=path.name,
+            uri=path.as_uri() if path.is_absolute() else str(path),
+            preprocess=replace(given or variant.preprocess, size=variant.size),
+            reader=reader,
+            licence="unknown",
+            origin="a local file",
+            classes=variant.num_classes,
+        )
+    rule = same[0].preprocess
+    if given:
+        rule = replace(rule, bgr=given.bgr)  # the file is the user's, and so are its kernels
+    elif read := _rule_in(variant, path, reader):
+        mean, std = read
+        if not (np.allclose(mean, rule.mean, 1e-3) and np.allclose(std, rule.std, 1e-3)):
+            rule = replace(rule, mean=mean, std=std)
+    elif len({(w.preprocess.mean, w.preprocess.std, w.preprocess.bgr) for w in same}) > 1:
+        warnings.warn(
+            f"{path.name} is none of {', '.join(f'{variant.name}.{w.tag}' for w in same)}, whose "
+            f"images are normalised differently; {same[0].tag}'s way is taken. If it was "
+            "otherwise, answers are wrong: name one of them, or give preprocess=",
+            stacklevel=3,
+        )
+    return replace(same[0], tag=path.name, preprocess=rule)
+
+
+def _rule_in(variant: Variant, path: Path, reader: str):
+    """Return the mean and deviation that a Keras file of some families holds, or None."""
+    if reader != "keras" or not variant.family.keras_rule:
+        return None
+    return variant.family.keras_rule(
+        [
+            (name.rpartition("/")[2], arrays)
+            for name, arrays in checkpoints.read_keras(path, empty=True)
+        ]
     )

@@ -96,6 +96,8 @@ class Family:
         timm_name: as `torch_name`, for the state dicts of timm.
         keras_name: maps a layer name to the layer's name in a keras.applications file; a name
             with `#3` means the third layer of its kind, with `:1` one array of a layer.
+        keras_rule: `keras_rule(layers) -> (mean, std) or None`: how images are normalised, where
+            layers of a Keras file hold that; `layers` are `(name, arrays)`.
         unread: a pattern of names in files that no model here has, such as auxiliary heads.
     """
 
@@ -113,6 +115,7 @@ class Family:
     keras_name: Callable[..., str] = field(
         default=lambda layer, **_: "predictions" if layer == "logits" else layer
     )
+    keras_rule: Callable[..., tuple[tuple[float, ...], tuple[float, ...]] | None] | None = None
     unread: str | None = None
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -104,6 +104,21 @@ def place(weights: Weights) -> Path:
     if "://" in weights.uri:
         raise ModelError("model.uri", f"weights cannot be had from {weights.uri}")
     return Path(weights.uri).expanduser()
+
+
+def row_of(path: Path, rows: Sequence[Weights]) -> Weights | None:
+    """Return the row that a file, wherever it lies, is of: by its name or else by its hash."""
+    for row in rows:
+        url = urlsplit(row.uri)
+        names = [unquote(url.path).rpartition("/")[2]]
+        if url.scheme in ("http", "https"):
+            names.append(place(row).name)
+        if path.name in names:
+            return row
+    if len(rows) < 2:  # it is assumed anyhow
+        return None
+    hashed = [row for row in rows if row.sha256 or row.sha256_prefix or row.md5]
+    return next((row for row in hashed if _mismatch(path, row) is None), None)
 
 
 def _check_secure(address: str) -> None:

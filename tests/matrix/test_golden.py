@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import keras
 import numpy as np
 import pytest
 from dlzoo import zoo
@@ -89,6 +90,11 @@ def test_11_a_grey_image_is_a_colour_image_of_equal_channels(tmp_path):
     off = np.abs(grey(x, training=False) - expected).max()
     print(f"resnet18 grey: off by {off:.1e}, spread {expected.std():.1e}")
     assert off < 0.3 * expected.std()
+    inner = [
+        keras.Model(m.input, m.get_layer("conv1_bn").output)(i, training=False)[:, 2:-2, 2:-2]
+        for m, i in ((colour, np.repeat(x, 3, -1)), (grey, x))
+    ]  # only at the edge do zeros stand for other colours
+    assert np.abs(inner[1] - inner[0]).max() <= TOLERANCE * np.std(inner[0])
 
 
 @pytest.mark.full

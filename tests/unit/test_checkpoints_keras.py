@@ -48,6 +48,8 @@ def test_legacy_keras_files_keep_their_order(tmp_path, inside, chunks):
         write_legacy(file.require_group(inside), LAYERS, chunks)
     layers = checkpoints.read_keras(tmp_path / "x.h5")
     assert [name for name, _ in layers] == ["zz_conv", "aa_dense"]
+    with_empty = checkpoints.read_keras(tmp_path / "x.h5", empty=True)
+    assert [name for name, _ in with_empty] == list(LAYERS)
     for name, arrays in layers:
         for got, wanted in zip(arrays, LAYERS[name].values(), strict=True):
             np.testing.assert_array_equal(got, wanted, strict=True)

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
+import h5py
 import keras
 import numpy as np
 import pytest
-from dlzoo import zoo
+from dlzoo import files, zoo
 from dlzoo.errors import ModelError, UsageError
 from dlzoo.zoo import graph, registry
+from dlzoo.zoo.load import load, row_for_file
+from dlzoo.zoo.spec import Preprocess
 from golden import random_weights as rw
 from rows import rows
 from safetensors.numpy import save_file
@@ -281,6 +285,158 @@ def test_a_file_of_a_larger_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match="11,689,512") as caught:
         zoo.create_model("resnet18", weights=tmp_path / "x.safetensors", **SMALL)
     assert caught.value.id == "model.weights-mismatch"
+
+
+def test_what_a_file_has_more_is_a_heads_or_refused(tmp_path):
+    """A deeper network of the family would fit, and be cut down unseen."""
+    tensors = state() | {
+        "head.2.weight": np.zeros((5, 512), "f4"),
+        "layer1.0.bn1.num_batches_tracked": np.zeros(1, "i8"),
+    }
+    path, deeper = tmp_path / "x.safetensors", tmp_path / "resnet34-of-mine.safetensors"
+    save_file(tensors, path)
+    model = zoo.create_model("resnet18", weights=path, **SMALL)
+    save_file(tensors | {"layer2.2.conv1.weight": np.zeros((9, 9, 3, 3), "f4")}, deeper)
+    variant = zoo.variants()["resnet18"]
+    before = model.get_weights()
+    with pytest.raises(ModelError, match=r"has more .*\n  layer2\.2\.conv1\.weight") as caught:
+        load(model, variant, row_for_file(variant, None, deeper), deeper)
+    assert caught.value.id == "model.weights-mismatch" and "of resnet34" in caught.value.hint
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
+def test_a_model_leaves_out_what_it_was_cut_off(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    whole = zoo.create_model("lenet5")
+    whole.save_weights(path)
+
+    def made(**options):
+        return zoo.create_model("lenet5", weights=path, preprocess=Preprocess(), **options)
+
+    cut = made(num_classes=0, pool="avg", taps="C0")
+    assert np.array_equal(cut.get_weights()[0], whole.get_weights()[0])
+    with h5py.File(path, "r+") as file:
+        file["layers/dense_9/vars/0"] = np.zeros((8, 8), "f4")
+    made(num_classes=7)
+    with pytest.raises(ModelError, match="dense_9"):
+        made()
+    with h5py.File(path, "r+") as file:
+        file["layers/conv_9/vars/0"] = np.zeros((3, 3, 1, 2), "f4")
+    with pytest.raises(ModelError, match="conv_9"):
+        made(num_classes=0, pool="avg", taps="C0")
+
+
+def keras_file(path, **layers):
+    """Write a file as Keras 2 does."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = np.array(list(layers), "S")
+        for layer, arrays in layers.items():
+            names = [f"{i}:0" for i in range(len(arrays))]
+            file.create_group(layer).attrs["weight_names"] = np.array(names, "S")
+            for name, array in zip(names, arrays, strict=True):
+                file[f"{layer}/{name}"] = np.asarray(array, "f4")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("mobilenet_v3_small", "mobilenet_v3_small_tv"), ("mobilenet_v2_tv", "mobilenet_v2")],
+)
+def test_a_file_of_the_form_that_pads_otherwise_is_refused(name, right, tmp_path):
+    """Names and shapes agree, and the answers would be wrong."""
+    if right.endswith("_tv"):
+        path = tmp_path / "x.safetensors"
+        save_file({"features.0.0.weight": np.zeros((16, 3, 3, 3), "f4")}, path)
+    else:
+        path = keras_file(tmp_path / "x.h5", Conv1=[np.zeros((3, 3, 3, 32))])
+    with pytest.raises(ModelError, match="fit, and the answers be wrong") as caught:
+        zoo.create_model(name, weights=path, **SMALL, preprocess=Preprocess())
+    assert caught.value.id == "model.weights-mismatch" and caught.value.hint.endswith(right)
+
+
+def test_timm_names_two_networks_alike(tmp_path):
+    variant = zoo.variants()["efficientnet_b0"]
+    model = zoo.create_model("efficientnet_b0", pool="avg", taps="C1", **SMALL)
+    told = {}
+    for name in ("model.safetensors", "tf_efficientnet_b0_ap.safetensors"):
+        save_file({"conv_stem.weight": np.zeros((1, 1, 1, 1), "f4")}, tmp_path / name)
+        row = row_for_file(variant, None, tmp_path / name)
+        with warnings.catch_warnings(record=True) as caught, pytest.raises(ModelError):
+            warnings.simplefilter("always")
+            load(model, variant, row, tmp_path / name)
+        told[name] = [str(warning.message) for warning in caught]
+    [text], none = told.values()
+    assert "tf_efficientnet_b0 and efficientnet_b0 alike" in text and not none
+    assert text.endswith("use efficientnet_b0_tv")
+
+
+def test_the_order_of_channels_is_the_files_or_the_users(tmp_path):
+    """Keras' own VGG takes BGR; what a user trained need not."""
+    kernel = np.arange(27 * 64).reshape(3, 3, 3, 64)
+    convs = {"block1_conv1": [kernel, np.zeros(64)]}
+    convs["block1_conv2"] = [np.zeros((3, 3, 64, 64)), np.zeros(64)]
+    mine = keras_file(tmp_path / "x.h5", **convs)
+    variant = zoo.variants()["vgg16"]
+    model = zoo.create_model("vgg16", num_classes=0, pool="avg", taps="C0", input_shape=32)
+    published = mine.with_name("vgg16_weights_tf_dim_ordering_tf_kernels.h5")
+    published.write_bytes(mine.read_bytes())
+    of_the_zoo = keras_file(tmp_path / "zoo.h5", normalize=[], **convs)
+    for path, given, turned in (
+        (of_the_zoo, Preprocess(bgr=True), False),
+        (mine, None, True),
+        (mine, Preprocess(bgr=True), True),
+        (mine, Preprocess(), False),
+        (published, Preprocess(), True),
+    ):
+        load(model, variant, row_for_file(variant, None, path, given), path, sure=True)
+        expected = kernel[:, :, ::-1] if turned else kernel
+        assert np.array_equal(model.get_layer("block1_conv1").kernel, expected), (path, given)
+
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+@pytest.mark.parametrize(
+    ("variance", "scalings", "std"),
+    [
+        (np.square(IMAGENET[1]), 1, IMAGENET[1]),
+        (IMAGENET[1], 1, IMAGENET[1]),  # as published
+        (IMAGENET[1], 2, IMAGENET[1]),  # as saved from what Keras made of that
+        (np.ones(3), 1, np.ones(3)),  # as trained from scratch
+        (np.full(3, 4), 2, 2 * np.sqrt(IMAGENET[1])),
+    ],
+)
+def test_how_images_are_normalised_is_read_off_a_keras_efficientnet(
+    variance, scalings, std, tmp_path
+):
+    layers = {"rescaling": [], "normalization": [IMAGENET[0], variance, 0], "stem_conv": [[1]]}
+    layers |= {"rescaling_1": []} if scalings > 1 else {}
+    row = row_for_file(
+        zoo.variants()["efficientnet_b0"], None, keras_file(tmp_path / "x.h5", **layers)
+    )
+    assert np.allclose(row.preprocess.mean, np.multiply(IMAGENET[0], 255))
+    assert np.allclose(row.preprocess.std, np.multiply(std, 255))
+    assert row.preprocess.size == 224
+
+
+def test_a_published_file_is_known_wherever_it_lies(tmp_path):
+    vgg = zoo.variants()["vgg16"]
+    features = vgg.weights[2]
+    path = tmp_path / "vgg16_features-amdegroot-88682ab5.pth"
+    path.write_bytes(b"weights")
+    assert row_for_file(vgg, None, path) == replace(features, tag=path.name)
+    copy = path.rename(tmp_path / "copy.pth")
+    with pytest.warns(UserWarning, match=r"vgg16\.tv_features.*tv_in1k's way is taken"):
+        row = row_for_file(vgg, None, copy)
+    assert row.preprocess == vgg.weights[1].preprocess
+    hashed = replace(features, sha256_prefix=files.sha256(b"weights")[:8])
+    vgg = replace(vgg, weights=(*vgg.weights[:2], hashed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert row_for_file(vgg, None, copy).classes == 0
+        copy.write_bytes(b"others")
+        assert row_for_file(vgg, None, copy, Preprocess()).classes == 1000
+        assert row_for_file(vgg, hashed, copy).classes == 0
 
 
 LARGE = [("resnet50", 1000), ("resnet50", 0), ("densenet121", 0)]

@@ -3,6 +3,7 @@
 In TensorFlow's form (Keras) and torchvision's. EfficientNetV2 and Lite are made of the same body.
 """
 
+import re
 from functools import partial
 from math import ceil
 
@@ -132,6 +133,29 @@ def timm_name(layer, stages=STAGES, **_):
     return f"blocks.{stage}.{block}.{parts[part]}"
 
 
+def keras_rule(layers):
+    """Return mean and deviation, in 0..255, that Keras' layer for images in 0..1 holds, or None.
+
+    The published files have ImageNet's deviation for the variance. Keras takes the root of it,
+    and divides by that root once more, in a layer that files saved from such models name, too.
+    """
+    found = [
+        arrays[:2] for name, arrays in layers
+        if re.fullmatch(r"normalization(_\d+)?", name) and {a.size for a in arrays[:2]} in ({1}, {3})
+    ]  # fmt: skip
+    if not found or len(found[0]) < 2:
+        return None
+    mean, variance = ([float(value) for value in array.ravel()] for array in found[0])
+    std = [max(value, 1e-14) ** 0.5 for value in variance]
+    imagenet = [value / 255 for value in IMAGENET.std]
+    twice = sum(name.startswith("rescaling") for name, _ in layers) > 1
+    if len(std) == 3:
+        pairs = list(zip(variance, imagenet, strict=True))
+        if twice or all(abs(a - b) < 1e-3 for a, b in pairs):
+            std = [a * b**0.5 for a, b in zip(std, imagenet, strict=True)]
+    return tuple(255 * value for value in mean), tuple(255 * value for value in std)
+
+
 def google(n, size, digest, top1, top5):
     return keras_applications(
         f"efficientnetb{n}.h5", digest, top1, top5, rule=IMAGENET, size=size, origin="Google",
@@ -147,7 +171,7 @@ def tv(file, size, top1, top5, resize, **more):
 
 add = family(
     "efficientnet", body, dropout=0.2, paper="arXiv:1905.11946", year=2019, torch_name=torch_name,
-    timm_name=timm_name, keras_name=keras_name, unread="^(normalization|rescaling)",
+    timm_name=timm_name, keras_name=keras_name, keras_rule=keras_rule, unread="^(normalization|rescaling)",
 )  # fmt: skip
 # fmt: off
 add("efficientnet_b0", width=1.0, depth=1.0, size=224, dropout=0.2, params=5_288_548, gmacs=0.386, taps=(16, 24, 40, 112, 1280), keras="EfficientNetB0", timm="tf_efficientnet_b0", weights=[
