@@ -55,7 +55,6 @@ class Schedule(Policy):
     def __init__(self) -> None:
         super().__init__()
         self.step = 0
-        self._first = 0
 
     def schedule_value(self, step: int) -> float:
         """Return the learning rate of the step (from 0)."""
@@ -68,12 +67,12 @@ class Schedule(Policy):
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Set the rate of this step."""
-        self._first = batch
+        super().on_train_batch_begin(batch, logs)
         self.model.optimizer.learning_rate = self.schedule_value(self.step)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Count the step, or the several that `steps_per_execution` ran."""
-        self.step += batch - self._first + 1
+        self.step += self.steps_done(batch) - self._first
 
 
 class Constant(Schedule):
