@@ -9,7 +9,7 @@ import keras
 
 from ..errors import UsageError
 from .base import Resumable, learning_rate
-from .monitor import Monitor
+from .monitor import Monitor, Watcher
 
 
 class Policy(Resumable):
@@ -149,14 +149,14 @@ class OneCycle(Schedule):
         return _cosine(self.peak, self.final, (step - self.rise_steps) / fall)
 
 
-class ReduceLROnPlateau(Policy):
+class ReduceLROnPlateau(Watcher, Policy):
     """Multiply the learning rate by `factor` when the watched quantity stands still.
 
     The lower rate holds from the next epoch on, so that each epoch's row shows the rate it was
     trained with. A new stage starts with its own rate and a fresh wait; `best` stays.
 
     Args:
-        monitor: quantity to watch.
+        monitor: quantity to watch. Epochs without validation are passed over.
         factor: what to multiply by, 0 < factor < 1.
         patience: epochs without a better value before a reduction.
         cooldown: epochs after a reduction that do not count as waiting.
@@ -206,9 +206,8 @@ class ReduceLROnPlateau(Policy):
         if self.lr is not None and self.lr < learning_rate(optimizer):
             optimizer.learning_rate = self.lr
 
-    def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
+    def judge(self, value: float, logs: Mapping[str, float]) -> None:
         """Count the epoch and decide on the rate of the next."""
-        value = self.monitor.value(logs)
         self.cooling = max(0, self.cooling - 1)
         if self.monitor.better(value, self.best):
             self.best, self.wait = value, 0
