@@ -101,7 +101,8 @@ class StopOnDivergence(Resumable):
         if self.chance_loss is None or "loss" not in logs:
             return
         # The penalty on weights is no part of what a network at chance must pay.
-        loss = logs["loss"] - sum(float(penalty) for penalty in self.model.losses)
+        weights = (v for v in self.model.trainable_variables if v.regularizer)
+        loss = logs["loss"] - sum(float(v.regularizer(v)) for v in weights)
         acc = logs.get("acc", logs.get("accuracy"))
         stuck = abs(loss - self.chance_loss) <= self.tolerance * self.chance_loss
         if stuck and acc is not None and self.chance_acc is not None:
