@@ -21,6 +21,11 @@ def learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
     return float(np.asarray(optimizer.learning_rate))
 
 
+def scalars(logs: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the quantities that are one number; `F1Score` may give one for each class."""
+    return {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}
+
+
 def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """Yield the layers of a model and of the models in it."""
     for layer in model.layers:
@@ -85,9 +90,9 @@ class Resumable(keras.callbacks.Callback):
         return batch + 1 if steps is None else min(batch + 1, steps)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Hand whole epochs to `epoch_done`."""
+        """Hand whole epochs to `epoch_done`, with those of their figures that are one number."""
         if not getattr(self.model, CUT, False):
-            self.epoch_done(epoch, logs or {})
+            self.epoch_done(epoch, scalars(logs))
 
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Count a whole epoch (from 0) and its figures; subclasses say how."""

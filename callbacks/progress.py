@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from .base import Resumable
+from .base import Resumable, scalars
 from .best import BestModel
 
 _REFRESH = 0.1  # seconds between two drawings of the live line
@@ -93,7 +93,7 @@ class Progress(Resumable):
                 self._bar.update(
                     self._bar.task_ids[0],
                     completed=self._steps,
-                    logs=_values(logs or {}),
+                    logs=_values(scalars(logs)),
                     refresh=True,
                 )
 
