@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from ..errors import ResumeError
+from ..errors import ResumeError, UsageError
 
 # attributes of the model being fitted
 CUT = "epoch_cut_short"
@@ -19,6 +19,37 @@ SIGNALLED = "stopped_by_signal"
 def learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
     """Return the rate of now; under a strategy it is a variable of every replica."""
     return float(np.asarray(optimizer.learning_rate))
+
+
+def scalars(logs: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the quantities that are one number; `F1Score` may give one for each class."""
+    return {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}
+
+
+def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yield the layers of a model and of the models in it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaves(layer)
+        else:
+            yield layer
+
+
+def check_built(model: keras.Model) -> None:
+    """Check that the variables of a model are there before its first batch.
+
+    A model with a `train_step` of its own may never be built itself, but its layers are.
+
+    Raises:
+        UsageError: `train.not-built`.
+    """
+    layers = [*leaves(model)]
+    if not model.built and not (layers and all(layer.built for layer in layers)):
+        raise UsageError(
+            "train.not-built",
+            f"{model.name} has no variables before its first batch",
+            fix="give it a keras.Input, or call model.build(shape) first",
+        )
 
 
 class Resumable(keras.callbacks.Callback):
@@ -34,15 +65,34 @@ class Resumable(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.stage = ""
+        self._first = 0
 
     def new_stage(self, name: str) -> None:
         """Say that the next `fit` belongs to the stage `name`."""
         self.stage = name
 
+    @property
+    def epoch_steps(self) -> int | None:
+        """Training steps of an epoch, or None where Keras does not know them."""
+        return (self.params or {}).get("steps")
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Remember the first of the steps that `steps_per_execution` runs at once."""
+        self._first = batch
+
+    def steps_done(self, batch: int) -> int:
+        """Return how many steps of the epoch are done when Keras says that `batch` has ended.
+
+        It takes every execution for a full one, also the last, where the epoch ends in it. That
+        is told only where `epoch_steps` are known.
+        """
+        steps = self.epoch_steps
+        return batch + 1 if steps is None else min(batch + 1, steps)
+
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Hand whole epochs to `epoch_done`."""
+        """Hand whole epochs to `epoch_done`, with those of their figures that are one number."""
         if not getattr(self.model, CUT, False):
-            self.epoch_done(epoch, logs or {})
+            self.epoch_done(epoch, scalars(logs))
 
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Count a whole epoch (from 0) and its figures; subclasses say how."""

@@ -14,21 +14,20 @@ import keras
 import numpy as np
 
 from ..errors import UsageError
-from .base import Resumable
-from .monitor import Monitor
+from .monitor import Monitor, Watcher
 
 CHANCE = 1.5  # standard errors; see benchmarks/RESULTS.md
 WORSE = 1.25  # times the lowest loss
 _ATTRIBUTE = "dlzoo_best"  # attribute of the weights file: what the weights in it reached
 
 
-class BestModel(Resumable):
+class BestModel(Watcher):
     """Keep the weights of the best epoch, whichever stage it was in.
 
     Args:
         model: the full model. A fit may train a sub-model that shares its variables; the
             weights kept are the full model's. Default: the model being fitted.
-        monitor: quantity to watch.
+        monitor: quantity to watch. Epochs without validation are passed over.
         mode: `auto`, `min` or `max`.
         min_delta: least change that counts as better.
         images: how many images validate, where `monitor` is a share of them, such as `val_acc`:
@@ -96,9 +95,13 @@ class BestModel(Resumable):
         return self.model if self.full_model is None else self.full_model
 
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
-        """Keep the weights if this epoch is the best so far, or cannot be told from it."""
+        """Count the epoch, also one that nothing can be said of."""
         self.epochs_seen += 1
-        value = self.monitor.value(logs)
+        self.improved = False
+        super().epoch_done(epoch, logs)
+
+    def judge(self, value: float, logs: Mapping[str, float]) -> None:
+        """Keep the weights if this epoch is the best so far, or cannot be told from it."""
         loss = float(logs.get("val_loss", math.nan))
         better = self.monitor.better(value, self.best_seen)
         # NaN is no fair loss

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .base import Resumable
-from .monitor import Monitor
+from .monitor import Monitor, Watcher
 
 
-class EarlyStopping(Resumable):
+class EarlyStopping(Watcher):
     """Stop a fit after `patience` epochs without a better value than any stage has seen.
 
     Args:
-        monitor: quantity to watch; an unknown name raises `train.unknown-monitor`.
+        monitor: quantity to watch; an unknown name raises `train.unknown-monitor`. Epochs
+            without validation are passed over.
         mode: `auto`, `min` or `max`.
         min_delta: least change that counts as better.
         patience: whole epochs to wait, at least 1.
@@ -49,9 +49,8 @@ class EarlyStopping(Resumable):
             self.wait = 0
         self.stopped = False
 
-    def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
+    def judge(self, value: float, logs: Mapping[str, float]) -> None:
         """Count the epoch; stop the fit when patience has run out."""
-        value = self.monitor.value(logs)
         if self.monitor.better(value, self.best):
             self.best, self.wait = value, 0
         else:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import files
 from ..errors import UsageError
-from .base import Resumable
+from .base import Resumable, check_built
 
 
 class GradientWatch(Resumable):
@@ -42,7 +42,7 @@ class GradientWatch(Resumable):
 
     Raises:
         UsageError: `train.gradients`, `every` is below 1, or out of `fit` another backend of
-            Keras than TensorFlow.
+            Keras than TensorFlow; `train.not-built`.
     """
 
     fields = ("step", "rows")
@@ -57,7 +57,6 @@ class GradientWatch(Resumable):
         self.rows: list[dict[str, float]] = []
         self._norms: Any = None
         self._layers: dict[str, list[int]] = {}
-        self._first = 0
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Put the measurement between gradient and optimizer."""
@@ -69,6 +68,7 @@ class GradientWatch(Resumable):
             )
         import tensorflow as tf
 
+        check_built(self.model)
         place = {id(v): i for i, v in enumerate(self.model.trainable_variables)}
         self._layers = {
             layer.name: [place[id(v)] for v in layer.trainable_variables if id(v) in place]
@@ -92,13 +92,9 @@ class GradientWatch(Resumable):
         optimizer.apply = measured
         self.model.make_train_function(force=True)
 
-    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Remember the batch; `steps_per_execution` may run several."""
-        self._first = batch
-
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Add a row, if it is time for one."""
-        before, self.step = self.step, self.step + batch - self._first + 1
+        before, self.step = self.step, self.step + self.steps_done(batch) - self._first
         if before and self.step // self.every == before // self.every:
             return
         squares = np.square(self._norms.numpy(), dtype="float64")
@@ -113,7 +109,7 @@ class GradientWatch(Resumable):
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Take the measurement out again."""
-        del self.model.optimizer.apply
+        vars(self.model.optimizer).pop("apply", None)  # another watch may have done it
         self._norms = None
         self.model.make_train_function(force=True)
 

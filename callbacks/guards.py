@@ -78,7 +78,7 @@ class StopOnDivergence(Resumable):
         self.patience, self.tolerance, self.margin = patience, tolerance, margin
         self.files = files
         self.step = self.at_chance = 0
-        self._epoch = self._first = 0
+        self._epoch = 0
 
     def new_stage(self, name: str) -> None:
         """Begin a stage: whole epochs at chance are counted afresh."""
@@ -89,13 +89,9 @@ class StopOnDivergence(Resumable):
         """Remember the epoch, for the error."""
         self._epoch = epoch
 
-    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Remember the batch; `steps_per_execution` may run several."""
-        self._first = batch
-
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Stop at a step whose loss is not a number."""
-        self.step += batch - self._first + 1
+        self.step += self.steps_done(batch) - self._first
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             self._stop(f"loss is {loss} at", batch)
@@ -105,7 +101,8 @@ class StopOnDivergence(Resumable):
         if self.chance_loss is None or "loss" not in logs:
             return
         # The penalty on weights is no part of what a network at chance must pay.
-        loss = logs["loss"] - sum(float(penalty) for penalty in self.model.losses)
+        weights = (v for v in self.model.trainable_variables if v.regularizer)
+        loss = logs["loss"] - sum(float(v.regularizer(v)) for v in weights)
         acc = logs.get("acc", logs.get("accuracy"))
         stuck = abs(loss - self.chance_loss) <= self.tolerance * self.chance_loss
         if stuck and acc is not None and self.chance_acc is not None:
@@ -177,7 +174,7 @@ class StopOnSignal(Resumable):
         """Stop after this step if a signal has come; the last step leaves the epoch whole."""
         if self._told() is not None:
             self._stop()
-            setattr(self.model, CUT, batch + 1 != (self.params or {}).get("steps"))
+            setattr(self.model, CUT, self.steps_done(batch) != self.epoch_steps)
 
     def on_test_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Leave a validation whose figures nobody will count."""

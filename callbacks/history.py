@@ -17,8 +17,9 @@ from .followers import Follower
 class History(Resumable):
     """Collect the epochs' rows, and write them as CSV after each.
 
-    A row has `stage`, `epoch` (from 1, over all stages), the epoch's logs, `lr` (that of its
-    last step; none where the optimizer's is NaN, as no steps were taken) and `seconds`.
+    A row has `stage`, `epoch` (from 1, over all stages), those of the epoch's logs that are one
+    number, `lr` (that of its last step; none where the optimizer's is NaN, as no steps were
+    taken) and `seconds`.
 
     Args:
         path: CSV file, replaced as a whole after each epoch; None keeps the rows in memory.
@@ -43,8 +44,7 @@ class History(Resumable):
 
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Add the row and write the file."""
-        measured = {name: float(value) for name, value in logs.items()}
-        row: dict[str, Any] = {"stage": self.stage, "epoch": len(self.rows) + 1, **measured}
+        row: dict[str, Any] = {"stage": self.stage, "epoch": len(self.rows) + 1, **logs}
         if math.isfinite(rate := learning_rate(self.model.optimizer)):
             row["lr"] = rate
         row["seconds"] = round(time.perf_counter() - self._begun, 3)

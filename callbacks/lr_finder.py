@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import files
 from ..errors import DivergedError, UsageError
-from .base import learning_rate
+from .base import check_built, learning_rate
 from .schedules import Policy
 
 FEW = 10  # steps that say something about a slope
@@ -61,8 +61,8 @@ class LRFinder(Policy):
         stopped: whether the test ended by divergence.
 
     Raises:
-        UsageError: `train.lr-range`, the arguments make no sense; and as every learning-rate
-            policy `train.two-schedules`.
+        UsageError: `train.lr-range`, the arguments make no sense; out of `fit`
+            `train.not-built`, and as every learning-rate policy `train.two-schedules`.
     """
 
     def __init__(
@@ -90,7 +90,6 @@ class LRFinder(Policy):
         self.losses: list[float] = []
         self.stopped = False
         self._kept: list[tuple[keras.Variable, np.ndarray]] = []
-        self._first = 0
 
     def __enter__(self) -> LRFinder:
         return self
@@ -101,6 +100,7 @@ class LRFinder(Policy):
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Keep a copy of all that training changes."""
         super().on_train_begin(logs)
+        check_built(self.model)
         model, optimizer = self.model, self.model.optimizer
         if not optimizer.built:  # or its slots would come into being in the first step
             optimizer.build(model.trainable_variables)
@@ -110,7 +110,7 @@ class LRFinder(Policy):
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Set the rate of this step."""
-        self._first = batch
+        super().on_train_batch_begin(batch, logs)
         self.model.reset_metrics()  # the loss is to be that of the batch, not of the epoch so far
         share = min(len(self.lrs) / (self.steps - 1), 1.0)
         self.model.optimizer.learning_rate = self.low * (self.high / self.low) ** share
@@ -119,8 +119,9 @@ class LRFinder(Policy):
         """Note rate and loss of the step (of several at once: their mean); stop in time."""
         loss = float((logs or {})["loss"])
         lr = learning_rate(self.model.optimizer)
-        self.lrs += [lr] * (batch - self._first + 1)
-        self.losses += [loss] * (batch - self._first + 1)
+        count = self.steps_done(batch) - self._first
+        self.lrs += [lr] * count
+        self.losses += [loss] * count
         average = _average(self.losses, self.smoothing)
         worst = max(self.diverged * min(average), average[0])
         self.stopped = not math.isfinite(loss) or average[-1] > worst

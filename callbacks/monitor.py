@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 
 from ..errors import UsageError, nearest
+from .base import Resumable
 
 _HIGHER = re.compile(r"(acc|auc|f1|precision|recall|top|map|iou|kappa)")
 _LOWER = re.compile(r"(loss|err|mae|mse|rmse|nll|ece|brier|crossentropy)")
@@ -53,6 +55,10 @@ class Monitor:
         self.sign = 1.0 if mode == "max" else -1.0
         self.min_delta = abs(min_delta)
 
+    def may_come(self, logs: Mapping[str, float]) -> bool:
+        """Return whether it is absent because nothing was validated in this epoch."""
+        return self.name.startswith("val_") and not any(n.startswith("val_") for n in logs)
+
     def value(self, logs: Mapping[str, float]) -> float:
         """Return the quantity from an epoch's logs; raise `train.unknown-monitor` if absent."""
         check_monitor(self.name, logs)
@@ -63,3 +69,43 @@ class Monitor:
         if math.isnan(value):
             return False
         return best is None or self.sign * (value - best) > self.min_delta
+
+
+class Watcher(Resumable):
+    """A callback that judges epochs by the quantity `monitor`; subclasses say how.
+
+    Epochs without validation (`validation_freq`) are passed over. A callback cannot know whether
+    validation is still to come, so that it never came is an error only when the fit has ended.
+    """
+
+    monitor: Monitor
+    best: float | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = False
+        self._without: Mapping[str, float] = {}  # logs of an epoch passed over
+
+    def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
+        """Judge the epoch, if there is something to judge it by."""
+        if not self.monitor.may_come(logs):
+            self._seen = True
+            self.judge(self.monitor.value(logs), logs)
+            return
+        if not (self._seen or self._without):
+            warnings.warn(
+                f"{type(self).__name__} passes over epoch {epoch + 1}, "
+                f"which has no {self.monitor.name!r}: nothing was validated",
+                stacklevel=2,
+            )
+        self._without = logs
+
+    def judge(self, value: float, logs: Mapping[str, float]) -> None:
+        """Count an epoch in which the quantity has come to `value`."""
+
+    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
+        """Say that the quantity never came, where nobody has stopped the fit before it could."""
+        without, self._without = self._without, {}
+        seen = self._seen or self.best is not None  # maybe before a restart
+        if without and not (seen or self.model.stop_training):
+            check_monitor(self.monitor.name, without)

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from .base import Resumable
+from .base import Resumable, scalars
 from .best import BestModel
 
 _REFRESH = 0.1  # seconds between two drawings of the live line
@@ -77,15 +77,15 @@ class Progress(Resumable):
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._bar.add_task(self._title(epoch), total=(self.params or {}).get("steps"), logs="")
+        self._bar.add_task(self._title(epoch), total=self.epoch_steps, logs="")
         atexit.register(self.close)  # a live line hides the cursor: bring it back whatever comes
         with contextlib.suppress(OSError, ValueError):
             self._bar.start()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Move the bar; a step without logs was done before the run was resumed."""
-        self._skipped = self._skipped if logs else batch + 1
-        self._steps = batch + 1
+        self._steps = self.steps_done(batch)
+        self._skipped = self._skipped if logs else self._steps
         self._trained = time.perf_counter()
         if self._bar is not None and self._trained - self._drawn >= _REFRESH:
             self._drawn = self._trained
@@ -93,7 +93,7 @@ class Progress(Resumable):
                 self._bar.update(
                     self._bar.task_ids[0],
                     completed=self._steps,
-                    logs=_values(logs or {}),
+                    logs=_values(scalars(logs)),
                     refresh=True,
                 )
 

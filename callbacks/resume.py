@@ -6,7 +6,9 @@ import sys
 import time
 import uuid
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from ..errors import ResumeError, UsageError
 from ..units import parse_seconds
 from ..workers import Together, Workers
-from .base import CUT, SIGNALLED, Resumable
+from .base import CUT, SIGNALLED, Resumable, check_built, leaves
 from .checkpoint import KEEP, Checkpoint, Checkpoints, Group
 
 INTERVAL = 20.0  # seconds between two checkpoints of `every="auto"`, at least
@@ -73,9 +75,10 @@ class Resume(Resumable):
 
     Raises:
         ResumeError: `resume.no-valid-checkpoint`; `resume.config-changed` out of `fit`, when the
-            checkpoint is that of another network or optimizer.
+            checkpoint is that of another network or optimizer, or of other batches.
         ResourceError: `resume.disk`, `resume.permission`.
-        UsageError: `resume.callback`, `resume.initial-epoch`, `resume.every`.
+        UsageError: `resume.callback`, `resume.initial-epoch`, `resume.every`; out of `fit`
+            `train.not-built`: what is made in the first batch cannot be put back before it.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Resume(Resumable):
         self.stall: list[float] = []
         self._pending = self.found  # until the fit is where it was
         self._saved_step, self._saved_at = self.step, time.perf_counter()
-        self._first = self._skip = self._skipped = 0
+        self._skip = self._skipped = 0
         self._sums: list[np.ndarray] = []  # of the metrics, at the end of an epoch's steps
         self._still = uuid.uuid4().hex
 
@@ -137,6 +140,7 @@ class Resume(Resumable):
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Put everything back, or see that the disk has room for the checkpoints to come."""
+        check_built(self.model)
         self._still = uuid.uuid4().hex
         self._saved_at = time.perf_counter()
         if self._pending is None:
@@ -149,6 +153,7 @@ class Resume(Resumable):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Skip the steps of the epoch that were done before."""
+        self._sums = []
         checkpoint = self._pending
         if checkpoint is None:
             self.epoch, self.batch = epoch, 0
@@ -165,25 +170,39 @@ class Resume(Resumable):
         if not self._skip:
             self._pending = None
             return
+        steps, at_once = self.epoch_steps, self.model.steps_per_execution
+        inside = self._skip % at_once and self._skip != steps  # an execution is done as a whole
+        if inside or self._skip > (steps or self._skip):
+            raise self._other_data(f"{steps or 'an unknown number'}, {at_once} at a time")
         self._compute, self._skipped = self.model.train_function, 0
         self.model.train_function = self._pass_over
 
     def _pass_over(self, iterator: Any) -> dict[str, float]:
         """Stand in for the model's training step, for the steps that were done before."""
-        for _ in range(self.model.steps_per_execution):
-            self._skipped += 1
-            if not self.data_goes_on:
-                images, *rest = next(iterator)
-                if self._skipped == self._skip:
-                    labels, weights = (*rest, None)[:2]
-                    build_metrics(self.model, labels, self.model(images, training=False), weights)
-        if self._skip == (self.params or {}).get("steps") == self._skipped:
+        at_once, found = self.model.steps_per_execution, self._pending
+        self._skipped += at_once
+        last = self._skipped >= self._skip
+        if not self.data_goes_on:
+            batch = deque(islice(iterator, at_once), maxlen=1)  # the epoch may end in them
+            if not batch:
+                self.model.train_function = self._compute
+                raise self._other_data("fewer")
+            missing = found and len(self._variables("metrics")) < len(found.arrays("metrics"))
+            if last and missing:
+                self.model.make_test_function()  # makes the metrics as a training step does
+                self.model.test_function(iter(batch))
+                self.model.reset_metrics()
+        if last and self.epoch_steps in (None, self._skip):
             return self.model.get_metrics_result()  # Keras wants the names of an epoch's logs
         return {}  # a step without logs was not computed
 
-    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Remember the batch; `steps_per_execution` may run several."""
-        self._first = batch
+    def _other_data(self, steps: str) -> ResumeError:
+        return ResumeError(
+            "resume.config-changed",
+            f"{self._skip} steps of epoch {self.epoch + 1} are done, but now it has {steps}",
+            where=self.checkpoints.folder,
+            fix="resume with the data, the batch size and the steps_per_execution of before",
+        )
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Count the step; write a checkpoint if it is time for one or the fit is being stopped."""
@@ -193,13 +212,16 @@ class Resume(Resumable):
                 self._restore(self._pending)  # the callbacks have counted what was skipped
                 self._pending, self._skipped = None, 0
             return
-        self.step += batch - self._first + 1
-        self.batch = batch + 1
-        if self.batch == (self.params or {}).get("steps"):
-            # validation uses the same sums; after it, the whole epoch is saved
-            self._sums = [np.asarray(v) for v in self.model.metrics_variables]
-        elif getattr(self.model, SIGNALLED, False) or self._due():
+        self.batch = self.steps_done(batch)
+        self.step += self.batch - self._first
+        if self.batch == self.epoch_steps:
+            return  # the whole epoch is saved, after validation
+        if getattr(self.model, SIGNALLED, False) or self._due():
             self.save()
+
+    def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Keep the sums of the epoch's steps: validation uses the same variables."""
+        self._sums = [np.asarray(v) for v in self.model.metrics_variables]
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Write a checkpoint if it is time for one, or if this is the end."""
@@ -277,7 +299,7 @@ class Resume(Resumable):
         if name == "metrics":
             return list(self.model.metrics_variables)
         model = self._whole()
-        still = {id(v) for layer in _leaves(model) if not layer.trainable for v in layer.weights}
+        still = {id(v) for layer in leaves(model) if not layer.trainable for v in layer.weights}
         return [v for v in model.variables if (id(v) in still) == (name == "still")]
 
     def _groups(self, sums: Sequence[np.ndarray] | None = None) -> dict[str, Group]:
@@ -366,12 +388,3 @@ def _watched(callbacks: Iterable[keras.callbacks.Callback]) -> dict[str, Resumab
             twice = sum(key.split("-")[0] == name for key in found)
             found[f"{name}-{twice + 1}" if twice else name] = callback
     return found
-
-
-def _leaves(model: keras.Model) -> Iterable[keras.layers.Layer]:
-    """Yield the layers of a model and of the models in it."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _leaves(layer)
-        else:
-            yield layer

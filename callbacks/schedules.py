@@ -9,7 +9,7 @@ import keras
 
 from ..errors import UsageError
 from .base import Resumable, learning_rate
-from .monitor import Monitor
+from .monitor import Monitor, Watcher
 
 
 class Policy(Resumable):
@@ -55,7 +55,6 @@ class Schedule(Policy):
     def __init__(self) -> None:
         super().__init__()
         self.step = 0
-        self._first = 0
 
     def schedule_value(self, step: int) -> float:
         """Return the learning rate of the step (from 0)."""
@@ -68,12 +67,12 @@ class Schedule(Policy):
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Set the rate of this step."""
-        self._first = batch
+        super().on_train_batch_begin(batch, logs)
         self.model.optimizer.learning_rate = self.schedule_value(self.step)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Count the step, or the several that `steps_per_execution` ran."""
-        self.step += batch - self._first + 1
+        self.step += self.steps_done(batch) - self._first
 
 
 class Constant(Schedule):
@@ -150,14 +149,14 @@ class OneCycle(Schedule):
         return _cosine(self.peak, self.final, (step - self.rise_steps) / fall)
 
 
-class ReduceLROnPlateau(Policy):
+class ReduceLROnPlateau(Watcher, Policy):
     """Multiply the learning rate by `factor` when the watched quantity stands still.
 
     The lower rate holds from the next epoch on, so that each epoch's row shows the rate it was
     trained with. A new stage starts with its own rate and a fresh wait; `best` stays.
 
     Args:
-        monitor: quantity to watch.
+        monitor: quantity to watch. Epochs without validation are passed over.
         factor: what to multiply by, 0 < factor < 1.
         patience: epochs without a better value before a reduction.
         cooldown: epochs after a reduction that do not count as waiting.
@@ -207,9 +206,8 @@ class ReduceLROnPlateau(Policy):
         if self.lr is not None and self.lr < learning_rate(optimizer):
             optimizer.learning_rate = self.lr
 
-    def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
+    def judge(self, value: float, logs: Mapping[str, float]) -> None:
         """Count the epoch and decide on the rate of the next."""
-        value = self.monitor.value(logs)
         self.cooling = max(0, self.cooling - 1)
         if self.monitor.better(value, self.best):
             self.best, self.wait = value, 0

@@ -124,6 +124,33 @@ def test_an_unknown_monitor_is_an_error_in_the_first_epoch(kind):
     assert seen == [0]
 
 
+@pytest.mark.parametrize("kind", [EarlyStopping, ReduceLROnPlateau, BestModel])
+def test_epochs_without_validation_are_passed_over(kind):
+    callback = kind()
+    with pytest.warns(UserWarning, match="passes over epoch 1, which has no 'val_loss'"):
+        fit(make(2.0), 5, callback, validation_data=batches().take(1), validation_freq=2)
+    assert callback.best is not None  # that of epoch 2; epoch 4 is worse
+    if kind is BestModel:
+        assert (callback.epoch, callback.epochs_seen, callback.improved) == (2, 5, False)
+    else:
+        assert callback.wait == 1
+
+
+@pytest.mark.parametrize("kind", [EarlyStopping, ReduceLROnPlateau, BestModel])
+def test_a_quantity_that_never_came_is_an_error_at_the_end(kind):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    callback, seen = kind(), []
+    spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    with pytest.warns(UserWarning, match="passes over epoch 1"):
+        fit(make(), 3, callback, spy, Stop())  # what was stopped may still have been validated
+        with pytest.raises(UsageError, match=r"train.unknown-monitor[\s\S]*use one of loss"):
+            fit(make(), 3, callback, spy)
+    assert seen == [0, 0, 1, 2]
+
+
 def test_pain_11_check_monitor_before_training():
     check_monitor("val_acc", ["loss", "val_acc"])
     with pytest.raises(UsageError, match="did you mean 'val_acc'"):

@@ -121,6 +121,13 @@ def test_the_penalty_on_weights_hides_no_collapse():
     assert caught.value.hint == "try --lr 1e-08"  # so low already: more is the remedy
 
 
+def test_a_penalty_on_answers_is_none_on_weights():
+    model = make(activity_regularizer="l2")
+    model.compile(keras.optimizers.SGD(0.1), model.loss, jit_compile=False)
+    fit(model, 1, guard := StopOnDivergence(3))
+    assert guard.at_chance == 1
+
+
 def test_a_net_that_learns_is_left_alone():
     guard = StopOnDivergence(3, patience=1)
     fit(make(0.5), 3, guard, x=Y * 3)

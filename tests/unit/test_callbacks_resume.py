@@ -7,7 +7,17 @@ import signal
 import keras
 import numpy as np
 import pytest
-from dlzoo.callbacks import BestModel, EarlyStopping, Resume, StopOnSignal, WarmupCosine
+import tensorflow as tf
+from dlzoo.callbacks import (
+    BestModel,
+    EarlyStopping,
+    GradientWatch,
+    History,
+    LRFinder,
+    Resume,
+    StopOnSignal,
+    WarmupCosine,
+)
 from dlzoo.errors import ResourceError, ResumeError, UsageError
 from rows import rows
 
@@ -104,6 +114,113 @@ def test_several_steps_in_one_execution(tmp_path):
     fit(model, tmp_path / "cut")
     for mine, theirs in zip(state(model), state(whole), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def dense(loss="mse", **options):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
+    model.compile("adam", loss, run_eagerly=True, **options)
+    return model
+
+
+def two_answers():
+    x = keras.Input((5,), name="x")
+    answers = {name: keras.layers.Dense(1, name=name)(x) for name in "ab"}
+    model = keras.Model({"x": x}, answers)
+    model.compile("adam", "mse", metrics={"a": ["mae"]}, run_eagerly=True)
+    return model
+
+
+def without_labels():
+    class Compared(keras.layers.Layer):
+        def call(self, x, answer):
+            self.add_loss(keras.ops.mean((x - answer) ** 2))
+            return answer
+
+    x = keras.Input((5,))
+    model = keras.Model(x, Compared()(x, keras.layers.Dense(5)(x)))
+    model.compile("adam", run_eagerly=True)
+    return model
+
+
+class OwnStep(keras.Model):
+    """A model that is never built and cannot be called."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.mean = dense(), keras.metrics.Mean(name="loss")
+        self.compile("adam", run_eagerly=True)
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(self.inner(data[0]) ** 2)
+        variables = self.trainable_weights
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        self.mean.update_state(loss)
+        return {"loss": self.mean.result()}
+
+
+def batches(*parts):
+    return tf.data.Dataset.from_tensor_slices(parts).batch(8).take(5)
+
+
+X, Y = samples()
+KINDS = {
+    "two answers": (2, two_answers, lambda: batches({"x": X}, {"a": Y, "b": Y})),
+    "no labels": (2, without_labels, lambda: batches(X).map(lambda x: x)),
+    "a tuple of one": (2, without_labels, lambda: batches(X)),
+    "a step of its own": (2, OwnStep, lambda: batches(X)),
+    "of unknown length": (6, dense, lambda: batches(X, Y).filter(lambda *batch: True)),
+    "two of five steps": (2, lambda: dense(steps_per_execution=2), lambda: batches(X, Y)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_model_and_any_data_go_on(tmp_path, kind):
+    kill, make, data = KINDS[kind]
+
+    def go(folder, kill=0, every=100):
+        keras.utils.set_random_seed(0)
+        model, kept = make(), [WarmupCosine(0.05, 10), History()]
+        resume = Resume(folder, kept, every=every)
+        callbacks = [*([KillAt(kill)] if kill else []), *kept, resume]
+        model.fit(data(), epochs=2, initial_epoch=resume.epoch, callbacks=callbacks, verbose=0)
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in kept[1].rows]
+        return state(model), rows, kept[0].step, resume.step
+
+    whole = go(tmp_path / "whole")
+    assert whole[2:] == (10, 10)
+    with pytest.raises(_Killed):
+        go(tmp_path / "cut", kill, every=1)
+    again = go(tmp_path / "cut")
+    assert again[1:] == whole[1:]
+    for mine, theirs in zip(again[0], whole[0], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("size", "at_once"), [(24, 1), (8, 2)], ids=["larger batches", "two at a time"]
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_other_batches_are_refused(tmp_path, size, at_once, known):
+    def go(model, size, *first):
+        resume, data = Resume(tmp_path, every=3), tf.data.Dataset.from_tensor_slices((X, Y))
+        data = data.batch(size) if known else data.batch(size).filter(lambda *batch: True)
+        model.fit(data, initial_epoch=resume.epoch, callbacks=[*first, resume], verbose=0)
+
+    with pytest.raises(_Killed):
+        go(dense(), 8, KillAt(4))
+    with pytest.raises(ResumeError, match=r"resume\.config-changed\]: 3 steps of epoch 1 are done"):
+        go(dense(steps_per_execution=at_once), size)
+
+
+@pytest.mark.parametrize("kind", [LRFinder, GradientWatch, Resume])
+def test_a_model_without_variables_is_told_before_its_first_batch(tmp_path, kind):
+    callback = kind(tmp_path) if kind is Resume else kind()
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    with pytest.raises(UsageError, match=r"train\.not-built[\s\S]*keras\.Input"):
+        model.fit(X, Y, callbacks=[callback], verbose=0)
+    assert not model.built and not model.optimizer.built
 
 
 def test_going_on_from_the_wrong_epoch_is_an_error(tmp_path):

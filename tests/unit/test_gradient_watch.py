@@ -108,6 +108,12 @@ def test_it_goes_on_with_a_resumed_fit(tmp_path):
     assert again.rows == whole.rows
 
 
+def test_two_watch_one_model():
+    watches = GradientWatch(), GradientWatch(every=2)
+    fit(make(run_eagerly=True), *watches)
+    assert [len(watch.rows) for watch in watches] == [3, 2]
+
+
 def test_no_rows_every_0_steps():
     with pytest.raises(UsageError, match="every 0"):
         GradientWatch(every=0)
