@@ -428,6 +428,7 @@ class Job:
             norm=norm,
             stages=config.stages,
             epochs=config.epochs,
+            cache=config.cache != "off",
             overrides=settings,
         )
         size = config.size

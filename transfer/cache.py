@@ -33,7 +33,7 @@ from ..zoo import graph
 from ..zoo.spec import Preprocess
 from .engine import Engine
 from .engine import frozen as fastest
-from .shelf import Shelf, let_go, make_room, root
+from .shelf import Located, Shelf, let_go, make_room, root
 
 FORMAT = 2  # of shelves, and of everything between an image file and what the network is given
 MAPPED = 64 << 20  # bytes of shards that a process maps before it lets go of them
@@ -269,10 +269,17 @@ class Frozen:
         )
         return max(self.workers.every(lacking))
 
-    def room(self, places: Iterable[str], images: int, views: int = 1) -> bool:
-        """Say whether that many activations can be kept; older ones may have to go."""
-        every = self.shelves(places, views)
-        size = sum(2 * math.prod(shelf.shape) for shelf in every.values())
+    def room(self, places: Iterable[str], images: int, views: Sequence[int] = (0,)) -> bool:
+        """Say whether so many activations more can be kept; older ones, but not those of these
+        places and views, may have to go.
+
+        Args:
+            images: times views, of each place.
+        """
+        if not images:
+            return True
+        every = self.shelves(places, max(views) + 1)
+        size = sum(2 * math.prod(shelf.shape) for (_, view), shelf in every.items() if not view)
         found = make_room(size * images, keep=[shelf.folder for shelf in every.values()])
         return all(self.workers.every(found))
 
@@ -313,16 +320,18 @@ class Frozen:
             ResourceError: `resource.disk`; what was computed so far is kept.
         """
         ids, shelves = identities(self.data, split), self.shelves(places, views)
-        for view in range(views):
+        # what was found is mapped, and stays readable where others clear the shelves meanwhile
+        held = [
             self._fill({p: shelves[p, view] for p in places}, split, ids, view, work)
+            for view in range(views)
+        ]
         labels = self.data.targets(split)
         of_images = sample_weights(self.data, split, weights)
         found = {}
         for place in places:
             shards: list[np.ndarray] = []
             where = []
-            for view in range(views):
-                some, at = shelves[place, view].locate(ids)
+            for some, at in (of_view[place] for of_view in held):
                 where.append(at + [len(shards), 0])
                 shards += some
             found[place] = Activations(shards, np.stack(where), labels, of_images)
@@ -330,8 +339,8 @@ class Frozen:
 
     def _fill(
         self, shelves: dict[str, Shelf], split: str, ids: np.ndarray, view: int, work: float | None
-    ) -> None:
-        """Compute for one view what is not on the shelves."""
+    ) -> dict[str, Located]:
+        """Compute for one view what is not on the shelves; return where all of it is."""
         with ExitStack() as held:
             for shelf in sorted(shelves.values(), key=lambda s: s.folder):  # one order for all
                 if self._writes and not shelf.holds(ids).all():
@@ -348,8 +357,14 @@ class Frozen:
                 rows = np.sort(rows[np.unique(ids[rows], return_index=True)[1]])  # copies, once
                 self._compute({p: shelves[p] for p in lacking}, split, ids, rows, view, work)
             self.workers.every(None)  # all is written
+            found = {p: shelf.locate(ids) for p, shelf in shelves.items()}
+            # what was there without being computed, and so is not locked, may have gone meanwhile
+            there = self.workers.every(all(found.values()))
+        if not all(there):
+            return self._fill(shelves, split, ids, view, work)
         for shelf in shelves.values():
             shelf.touch()
+        return {p: at for p, at in found.items() if at}
 
     @cached_property
     def _writes(self) -> bool:

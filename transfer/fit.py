@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,14 @@ from ..errors import DataError, ResourceError
 from ..workers import Together
 from ..zoo import graph
 from ..zoo.spec import Preprocess
-from . import engine, estimate, probe
+from . import engine, estimate, probe, shelf
 from .cache import Activations, EveryView, Frozen
 from .distribute import Machine
 from .freeze import Split, frozen_part, unfreeze
 from .losses import make_loss, regularize
 from .memory import traced_graphs_let_go
 from .optim import compile_model, layer_multipliers, make_optimizer
-from .plan import HEAD, LBFGS, Plan, Stage, head_by_steps
+from .plan import LBFGS, Plan, Stage, head_by_steps
 from .replicas import replicated, spread
 from .tail import trainable_view
 
@@ -125,7 +125,8 @@ def train(
         UsageError: `train.unknown-monitor`, before anything is computed.
         DivergedError: the loss became NaN or never left chance; the best weights are put
             back first.
-        ResourceError: `resource.oom`; `resume.disk` and `resume.permission` of a checkpoint.
+        ResourceError: `resource.oom`, `resource.disk`; `resume.disk` and `resume.permission` of a
+            checkpoint.
         ResumeError: `resume.no-valid-checkpoint`, `resume.config-changed`.
     """
     check_monitor(plan.monitor, MONITORS)
@@ -233,6 +234,7 @@ class _Training:
         self.activations: dict[str, Activations] = {}  # of the stage, by split
         self.resume: Resume | None = None
         self.doing: dict[str, Any] = {}  # of the stage: what a checkpoint must know of it
+        self.ahead = True  # what later stages want is computed together with what this one wants
         self._batch = 1  # of the stage
         self._places: dict[str, str] | None = None  # by stage
 
@@ -301,10 +303,8 @@ class _Training:
             going_on: from the checkpoint found, which is of this stage.
         """
         stage, began, resume = self.plan.stages[index], time.perf_counter(), self.resume
-        if not going_on:
-            if index:
-                self.best.restore()  # each stage starts from the best model so far
-            self.doing = {"stage": index, "cut": None, "batch": stage.batch}
+        if index and not going_on:
+            self.best.restore()  # each stage starts from the best model so far
         groups = unfreeze(self.model, stage.unfreeze, train_bn=self.plan.train_bn)
         regularize(self.model.layers, self.plan.l1, self.plan.l2)
         facts = {
@@ -313,13 +313,17 @@ class _Training:
             "trainable": sum(math.prod(w.shape) for w in self.model.trainable_weights),
         }
         split = frozen_part(self.model) if self.how.use_cache is not False else None
-        if stage.optimizer == LBFGS and not self.convex(split):
-            stage = head_by_steps(replace(stage, optimizer=HEAD.optimizer))
-            self.doing["batch"] = stage.batch
         if going_on:  # as it was begun
             split = split if split and split.at == self.doing["cut"] else None
-        elif split and self.how.use_cache is None and not self.how.deterministic:
-            split = split if self.workers.agree(self.pays(split, stage)) else None
+        stage = self.solvable(stage, split)
+        if not going_on:
+            as_asked = self.how.use_cache or self.how.deterministic
+            if split and not (as_asked or self.workers.agree(self.pays(split, stage))):
+                split = None
+            if split and not self.room(stage):
+                self.say("not enough disk for activations: computing every layer in every epoch")
+                split, stage = None, self.solvable(stage, None)
+            self.doing = {"stage": index, "cut": None, "batch": stage.batch}
         self.doing["cut"] = split.at if split else None
         for callback in (self.guard, self.best, self.history, self.progress):
             callback.new_stage(stage.name)
@@ -336,11 +340,23 @@ class _Training:
             if resume and going_on:
                 at = f"epoch {resume.epoch + 1}, step {resume.batch + 1}"
                 self.say(f"going on in stage {stage.name}, {at}")
+                if split and not self.room(stage):
+                    raise ResourceError(
+                        "resource.disk",
+                        "no room for the activations that the stage was begun on",
+                        where=shelf.root(),
+                        fix="make room on the disk, or a larger DLZOO_CACHE_LIMIT, and go on",
+                    )
             self.fit_in_memory(stage, split)
         facts |= {**self.doing, "seconds": round(time.perf_counter() - began, 2)}
         del facts["stage"]
         facts.pop("stages", None)
         self.outcome.stages.append(facts)
+
+    def solvable(self, stage: Stage, split: Split | None) -> Stage:
+        """Return the stage, by steps where it is one to be solved and cannot be."""
+        solved = stage.optimizer == LBFGS
+        return head_by_steps(stage) if solved and not self.convex(split) else stage
 
     def convex(self, split: Split | None) -> bool:
         """Say whether the stage trains the last layer alone, by the labels and nothing else."""
@@ -363,8 +379,31 @@ class _Training:
         self.say(f"stage {stage.name}: {found}")
         return found.cached <= found.live
 
+    def room(self, stage: Stage) -> bool:
+        """Say whether there is room for what a stage's activations lack. Where it does not also
+        do for those of later stages, each stage computes its own.
+        """
+        found = all(
+            self.frozen.room(places, self.frozen.missing(places, splits, views), views)
+            for places, splits, views in self.wanted(stage)
+        )
+        if found or not self.ahead:
+            return found
+        self.ahead = False
+        return self.room(stage)
+
+    def wanted(self, stage: Stage) -> list[tuple[list[str], list[str], range]]:
+        """Return which activations a stage takes: of places, splits and views."""
+        # The test photos, too: they are measured on these activations in the end.
+        splits = [name for name in SPLITS if self.data.splits[name]]
+        plain = (self.places(stage), splits, range(1))
+        varied = (self.places(stage, stage.views), ["train"], range(1, stage.views))
+        return [plain, varied] if stage.views > 1 else [plain]
+
     def places(self, stage: Stage, views: int = 1) -> list[str]:
-        """Return where this stage and later ones want activations of so many views at least."""
+        """Return where this stage and later ones want activations of so many views at least; of
+        those that have no room together (`ahead`) the stage's own.
+        """
         if self._places is None:
             before = [layer.trainable for layer in self.model.layers]
             self._places = {}
@@ -375,8 +414,9 @@ class _Training:
             for layer, trainable in zip(self.model.layers, before, strict=True):
                 layer.trainable = trainable
         names = [each.name for each in self.plan.stages]
-        later = [s for s in self.plan.stages[names.index(stage.name) :] if s.views >= views]
-        found = (self._places.get(each.name) for each in later)
+        first = names.index(stage.name)
+        later = self.plan.stages[first:] if self.ahead else self.plan.stages[first : first + 1]
+        found = (self._places.get(each.name) for each in later if each.views >= views)
         return list(dict.fromkeys(place for place in found if place))
 
     def fit_in_memory(self, stage: Stage, split: Split | None) -> None:
@@ -572,38 +612,25 @@ class _Training:
         return train_set, val_set, batch
 
     def cached(self, split: Split, stage: Stage, batch: int) -> Images:
-        """Return the same of activations; falls back on images where disk is short."""
-        splits = [name for name in SPLITS if self.data.splits[name]]
-        places, frozen = self.places(stage), self.frozen
-        images = {name: self.data.splits[name] for name in splits}
-        extra = (stage.views - 1) * images["train"]
-        of_views = self.places(stage, stage.views)
-        if not (
-            frozen.room(places, sum(images.values()))
-            and (stage.views == 1 or frozen.room(of_views, extra))
-        ):
-            self.say("not enough disk for activations: computing every layer in every epoch")
-            self.doing["cut"] = None
-            return self.live(stage, batch)
-        # The test photos, too: they are measured on these activations in the end.
-        missing = frozen.missing(places, splits)
-        if extra:
-            missing += frozen.missing(of_views, ["train"], range(1, stage.views))
+        """Return the same of activations."""
+        frozen, wanted = self.frozen, self.wanted(stage)
+        missing = sum(frozen.missing(*each) for each in wanted)
         # the same engine however much is there already, if the bits must be the same
-        computed = sum(images.values()) + extra if self.how.deterministic else missing
-        work = computed * graph.gmacs(split.bottom)
+        every = sum(
+            len(views) * self.data.splits[name] for _, splits, views in wanted for name in splits
+        )
+        work = (every if self.how.deterministic else missing) * graph.gmacs(split.bottom)
         found = {}
         with frozen.passing(f"frozen layers up to {split.at}", missing):
-            for name in splits:
-                weights = self.weights if name == "train" else None
-                of_places = frozen.activations(places, name, weights=weights, work=work)
-                found[name] = of_places[split.at]
-            if extra:
-                found["train"] = frozen.activations(
-                    of_views, "train", views=stage.views, weights=self.weights, work=work
-                )[split.at]
+            for places, splits, views in wanted:
+                for name in splits:
+                    found[name] = frozen.activations(
+                        places, name, views=views.stop, work=work,
+                        weights=self.weights if name == "train" else None,
+                    )[split.at]  # fmt: skip
+        several = f" ({stage.views} views)" if stage.views > 1 else ""
         self.say(
-            f"frozen layers up to {split.at}{f' ({stage.views} views)' if extra else ''}: "
+            f"frozen layers up to {split.at}{several}: "
             + (f"{frozen.speed}" if missing else "all from the cache")
         )
         self.activations = found

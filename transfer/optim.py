@@ -130,7 +130,8 @@ def make_optimizer(
         "clipnorm": clipnorm,
     }
     if ema is not None:
-        common |= {"use_ema": True, "ema_momentum": ema}
+        # Keras moves the average in every step, not in those alone that update
+        common |= {"use_ema": True, "ema_momentum": ema ** (1 / accumulate)}
     if accumulate > 1:
         common["gradient_accumulation_steps"] = accumulate
     if name in ("adam", "adamw"):

@@ -240,6 +240,7 @@ SCALE = {"fast": 1.0, "balanced": 1.0, "best": 9 / 7}
 LBFGS = "lbfgs"
 HEAD = Stage("head", "head", epochs=1, optimizer=LBFGS)
 OF_STEPS = ("lr", "optimizer", "schedule")  # what says nothing to a head that is solved
+NOT_SOLVED = ("l1", "l2", "temperature")  # with which a head is not one that can be solved
 # where the head is more than one layer, or has penalties of the user's
 HEAD_BY_STEPS = Stage("head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
 # at twice that rate, layers lose what they know when images are unlike ImageNet's (digits)
@@ -259,11 +260,17 @@ TAPS_OF_HEAD = ("C3", *TAPS)
 SCRATCH = Stage("all", "all", epochs=30, lr=1e-3, weight_decay=1e-3, batch=32, patience=10)
 
 
-def head_by_steps(stage: Stage) -> Stage:
-    """Return the stage that trains by steps what `HEAD` would solve, with what a user chose."""
-    chosen = {f.name: getattr(stage, f.name) for f in fields(Stage)}
+def head_by_steps(stage: Stage, counted: bool = False) -> Stage:
+    """Return the stage that trains by steps what `HEAD` would solve, with what a user chose.
+
+    Args:
+        counted: its epochs are the user's, also where they are as many as `HEAD` has.
+    """
     ours = asdict(HEAD)
-    return replace(HEAD_BY_STEPS, **{key: v for key, v in chosen.items() if v != ours[key]})
+    chosen = {key: value for key, value in asdict(stage).items() if value != ours[key]}
+    if counted:
+        chosen["epochs"] = stage.epochs
+    return replace(HEAD_BY_STEPS, **chosen)
 
 
 def preset(name: str, *, pretrained: bool = True) -> tuple[tuple[Stage, ...], dict[str, Any]]:
@@ -324,6 +331,7 @@ def make_plan(
     norm: bool = True,
     stages: Any = AUTO,
     epochs: Any = AUTO,
+    cache: bool = True,
     overrides: dict[str, Any],
 ) -> Plan:
     """Return a preset with the user's settings put over it.
@@ -333,6 +341,7 @@ def make_plan(
         norm: whether the network has BatchNorm; without it deep stages go slower.
         stages: `auto`, a text for `parse_stages`, or a list of tables as in plan.toml.
         epochs: `auto`, or how many in all; they are shared out as the preset's.
+        cache: whether frozen layers may be computed once; without that no head is solved.
         overrides: fields of :class:`Plan` or :class:`Stage` (for every stage); `auto` is
             left to the preset.
     """
@@ -347,20 +356,25 @@ def make_plan(
     own = {f.name for f in fields(Plan)}
     for_stages = {key: given.pop(key) for key in list(given) if key not in own}
     for_head = {key: value for key, value in for_stages.items() if key not in OF_STEPS}
-    if for_head != for_stages:
-        # Who chooses how steps are taken wants steps. Where there are deeper stages theirs are
-        # meant, but for a head that was given epochs.
-        solved = [s.optimizer == LBFGS for s in chosen]
-        chosen = tuple(
-            head_by_steps(s) if is_solved and (all(solved) or s.epochs != HEAD.epochs) else s
-            for s, is_solved in zip(chosen, solved, strict=True)
-        )
+    solved = [s.optimizer == LBFGS for s in chosen]
+    solvable = cache and not any(map(given.get, NOT_SOLVED))
+    # Who chooses how steps are taken wants steps. Where there are deeper stages theirs are meant,
+    # but for a head that was given epochs.
+    wants = for_head != for_stages
+    by_steps = [
+        is_solved and (not solvable or (wants and (all(solved) or s.epochs != HEAD.epochs)))
+        for s, is_solved in zip(chosen, solved, strict=True)
+    ]
+    counted = epochs != AUTO or "head:" in stages  # a table of a solved head counts nothing
+    if epochs != AUTO:
+        chosen = _share_out(chosen, int(epochs))
+    chosen = tuple(
+        head_by_steps(s, counted) if steps else s for s, steps in zip(chosen, by_steps, strict=True)
+    )
     chosen = tuple(
         replace(s, **_known(Stage, for_head if s.optimizer == LBFGS else for_stages))
         for s in chosen
     )
-    if epochs != AUTO:
-        chosen = _share_out(chosen, int(epochs))
     if all(stage.unfreeze == "head" for stage in chosen):
         if rest.get("taps") == TAPS:
             rest["taps"] = TAPS_OF_HEAD

@@ -17,7 +17,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ FLOAT16 = (-65504.0, 65504.0)
 SHARD = 64 << 20  # bytes; what a kill can lose, and what is held in memory
 SHARE = 0.25  # of the disk that is free but for the cache: the most it takes by default
 SPARE = 512 << 20  # bytes that stay free on the disk
+Located = tuple[list[np.ndarray], np.ndarray]  # shards, and for each id (shard, row)
 
 
 class Shelf:
@@ -71,23 +72,30 @@ class Shelf:
         known = self._ids()
         return np.isin(ids, np.concatenate([*known.values(), np.empty(0, np.uint64)]))
 
-    def locate(self, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return the shards (memory-mapped) and, for each id, int64 (shard, row)."""
+    def locate(self, ids: np.ndarray) -> Located | None:
+        """Return the shards (memory-mapped) and, for each id, int64 (shard, row).
+
+        None: some are not here. What is mapped can be read also when its files have gone.
+        """
         known = self._ids()
         names = sorted(known)
-        every = np.concatenate([known[name] for name in names])
+        try:
+            shards = [np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names]
+        except FileNotFoundError:  # cleared just now
+            return None
+        every = np.concatenate([*(known[name] for name in names), np.empty(0, np.uint64)])
+        if not np.isin(ids, every).all():
+            return None
         shard = np.repeat(np.arange(len(names)), [len(known[name]) for name in names])
         row = np.concatenate([np.arange(len(known[name])) for name in names])
         order = np.argsort(every, kind="stable")
         at = order[np.searchsorted(every, ids, sorter=order)]
-        assert np.array_equal(every[at], ids)
-        shards = [np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names]
         return shards, np.stack([shard[at], row[at]], axis=1)
 
     @contextmanager
     def writing(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold the lock of the shelf; `waiting` is called if another process has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        root().mkdir(parents=True, exist_ok=True)
         lock = _lock(self.folder)
         try:
             lock.acquire(timeout=0)
@@ -95,6 +103,7 @@ class Shelf:
             waiting()
             lock.acquire()
         try:
+            self.folder.mkdir(exist_ok=True)  # now that no other process can be clearing it
             for stale in self.folder.glob(".*.part"):  # of a writer that was killed
                 stale.unlink(missing_ok=True)
             if not (self.folder / "about.json").exists():
@@ -109,7 +118,7 @@ class Shelf:
 
     def touch(self) -> None:
         """Say that the shelf is in use: the one not used for longest goes first."""
-        if (self.folder / "about.json").exists():
+        with suppress(FileNotFoundError):
             os.utime(self.folder / "about.json")
 
 
@@ -167,19 +176,21 @@ def entries() -> list[dict[str, Any]]:
     """Return every shelf: path, bytes, images, when it was last used (seconds), what it holds."""
     found = []
     for folder in root().glob("*"):
-        if not folder.is_dir():
-            continue
-        try:
-            about = json.loads((folder / "about.json").read_text("utf-8"))
-            used = (folder / "about.json").stat().st_mtime
-        except (OSError, ValueError):
-            about, used = {}, folder.stat().st_mtime
-        sizes = {path: path.stat().st_size for path in folder.glob("*") if path.is_file()}
-        images = sum(size // 8 - 1 for path, size in sizes.items() if path.suffix == ".ids")
-        found.append(
-            {"path": folder, "bytes": sum(sizes.values()), "images": images, "used": used, **about}
-        )
+        with suppress(FileNotFoundError):  # cleared just now
+            if folder.is_dir():
+                found.append(_entry(folder))
     return sorted(found, key=lambda entry: entry["used"])
+
+
+def _entry(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+        used = (folder / "about.json").stat().st_mtime
+    except (OSError, ValueError):
+        about, used = {}, folder.stat().st_mtime
+    sizes = {path: path.stat().st_size for path in folder.glob("*") if path.is_file()}
+    images = sum(size // 8 - 1 for path, size in sizes.items() if path.suffix == ".ids")
+    return {"path": folder, "bytes": sum(sizes.values()), "images": images, "used": used, **about}
 
 
 def limit() -> int:
@@ -212,8 +223,9 @@ def clear(down_to: int = 0, keep: Iterable[Path] = ()) -> int:
         try:
             shutil.rmtree(entry["path"], ignore_errors=True)
         finally:
-            lock.release()
+            # while it is held: whoever waits for it would else hold a file that others do not see
             Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
         left, freed = left - entry["bytes"], freed + entry["bytes"]
     return freed
 

@@ -242,6 +242,28 @@ def test_the_shelf_not_used_for_longest_goes_first(model, data, home, monkeypatc
     assert shelf.entries() == []
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_cache_that_is_cleared_meanwhile_is_computed_again(model, data, home, monkeypatch, when):
+    """Also between two views, and between a look at what is there and its use."""
+    options = {"views": 2}
+    expected = computed(make(model, data, augment="light"), ["C5"], "train", **options)[0]["C5"]
+    rows = np.arange(len(expected))
+    values = [expected.take(rows, view) for view in range(2)]
+    locate = shelf.Shelf.locate
+
+    def cleared(self, ids):
+        monkeypatch.setattr(shelf.Shelf, "locate", locate)
+        found = locate(self, ids) if when == "after" else None
+        shelf.clear()
+        return locate(self, ids) if when == "before" else found
+
+    monkeypatch.setattr(shelf.Shelf, "locate", cleared)
+    found, n = computed(make(model, data, augment="light"), ["C5"], "train", **options)
+    assert n == len(rows) * (2 if when == "before" else 1)
+    for view in range(2):
+        np.testing.assert_array_equal(found["C5"].take(rows, view), values[view])
+
+
 def test_a_full_disk_is_said_and_what_was_there_stays(model, data, home, monkeypatch):
     computed(make(model, data), ["C5"], "train")
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from dlzoo import create_model, load_data
 from dlzoo.data.pipeline import batches
-from dlzoo.transfer import engine, estimate
+from dlzoo.errors import ResourceError
+from dlzoo.transfer import engine, estimate, shelf
 from dlzoo.transfer.cache import Frozen
 from dlzoo.transfer.fit import rehearse, train
 from dlzoo.transfer.freeze import frozen_part, unfreeze
-from dlzoo.transfer.plan import HEAD, Plan, Stage
+from dlzoo.transfer.plan import HEAD, HEAD_BY_STEPS, Plan, Stage
 from dlzoo.zoo import graph
 from photos import coloured
 
@@ -167,6 +168,59 @@ def test_a_head_is_fitted_to_convergence(data):
     ((x, y, _),) = batches(data, "val", rule(model), batch=64)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)(y, model(x, training=False))
     assert float(loss) == pytest.approx(outcome.best["value"], rel=2e-2, abs=1e-3)
+
+
+def test_without_room_for_activations_every_layer_is_computed(data, monkeypatch, tmp_path):
+    """A head that was to be solved takes steps then, also when the run goes on."""
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DLZOO_CACHE_LIMIT", "1000")
+    model, said = build("squeezenet1_1", pool="avg"), []
+    options = {"folder": tmp_path, "save_every": 1, "use_cache": True, "say": said.append} | QUIET
+
+    def stop(line):
+        if " 2/2 " in line:
+            raise KeyboardInterrupt
+
+    plan = Plan((replace(HEAD, epochs=2),))
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, plan, rule(model), log=stop, **options)
+    outcome = train(model, data, plan, rule(model), resume=True, **options)
+    (facts,) = outcome.stages
+    assert (facts["cut"], facts["batch"]) == (None, HEAD_BY_STEPS.batch)
+    assert len(outcome.rows) == 2
+    assert sum("not enough disk" in line for line in said) == 1
+    assert any("going on in stage head, epoch 2" in line for line in said)
+
+
+@pytest.mark.full
+def test_room_for_the_activations_of_one_stage_is_used(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
+    model = build("squeezenet1_1", pool="avg")
+    sizes = [np.prod(graph.cut(model, place)[0].output.shape[1:]) for place in ("features", "C3")]
+    monkeypatch.setenv("DLZOO_CACHE_LIMIT", str(2 * len(data) * min(sizes)))
+    plan = Plan((HEAD, stage("top", "C4")))
+    outcome = train(model, data, plan, rule(model), use_cache=True, **QUIET)
+    assert [facts["cut"] for facts in outcome.stages] == ["features", None]
+
+
+@pytest.mark.full
+def test_a_stage_goes_on_on_its_activations_or_not_at_all(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
+    plan, model = Plan((stage("top", "C4", epochs=2),)), build("squeezenet1_1", pool="avg")
+    options = {"folder": tmp_path, "save_every": 1, "use_cache": True} | QUIET
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, plan, rule(model), log=stop, **options)
+    monkeypatch.setenv("DLZOO_CACHE_LIMIT", "1000")
+    kept = shelf.root().rename(tmp_path / "kept")
+    with pytest.raises(ResourceError, match=r"resource\.disk.*begun on"):
+        train(model, data, plan, rule(model), resume=True, **options)
+    kept.rename(shelf.root())  # what is there needs no room
+    outcome = train(model, data, plan, rule(model), resume=True, **options)
+    assert outcome.stages[0]["cut"] == "C3" and len(outcome.rows) == 2
 
 
 @pytest.mark.full

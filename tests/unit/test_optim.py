@@ -118,6 +118,21 @@ def test_config_and_state_round_trip():
     assert again.multipliers == factors and again.clipnorm == 1.0
 
 
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_a_moving_average_reaches_as_far_where_gradients_are_accumulated(accumulate):
+    """Keras moves it in every step; it must not forget the sooner the more of them make one."""
+    means = []
+    for steps in (1, accumulate):
+        variable = keras.Variable(np.float32([0.0]))
+        optimizer = make_optimizer("sgd", 0.1, ema=0.9, accumulate=steps)
+        optimizer.build([variable])
+        for _ in range(20 * steps):
+            optimizer.apply([keras.ops.convert_to_tensor(np.float32([-1.0]))])
+        assert float(variable[0]) == pytest.approx(2.0)
+        means.append(float(optimizer._model_variables_moving_average[0][0]))
+    assert means[1] == pytest.approx(means[0], abs=0.1)  # a step is 0.1
+
+
 def test_ema_and_loss_scaling_go_on_working():
     model, optimizer = make(), make_optimizer("sgd", 0.1, ema=0.5, multipliers={"low/kernel": 0.0})
     changes = train(model, keras.optimizers.LossScaleOptimizer(optimizer), steps=2)

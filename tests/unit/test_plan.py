@@ -1,14 +1,18 @@
 """Plans: presets, what the user puts over them, and their way through TOML."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 import tomli_w
 from dlzoo.errors import UsageError
 from dlzoo.transfer.plan import (
+    HEAD,
+    HEAD_BY_STEPS,
     NO_NORM,
     PRESETS,
     SCALE,
+    TOP,
     Plan,
     Stage,
     image_size,
@@ -51,6 +55,23 @@ def test_a_learning_rate_is_for_stages_that_take_steps():
     for stages in ("head:3", "head:3,C5:2"):  # these are epochs of steps
         head, *_ = make_plan("balanced", stages=stages, overrides={"lr": 1e-4}).stages
         assert (head.lr, head.epochs) == (1e-4, 3) and head.optimizer != "lbfgs"
+
+
+def test_a_head_that_cannot_be_solved_is_planned_by_steps():
+    """So that what is told of the plan is what is done."""
+    reasons = [{"l1": 1e-4}, {"l2": 1e-4}, {"temperature": 2.0}, {}]
+    for overrides in reasons:
+        told = {"overrides": overrides, "cache": bool(overrides)}
+        head, top = make_plan("balanced", **told).stages
+        assert head == HEAD_BY_STEPS and top == TOP
+        (head,) = make_plan("fast", **told, epochs=1).stages
+        assert head == replace(HEAD_BY_STEPS, epochs=1)
+        assert [s.epochs for s in make_plan("balanced", **told, epochs=3).stages] == [1, 2]
+        assert [s.epochs for s in make_plan("fast", **told, stages="head:1,C5").stages] == [1, 5]
+        assert make_plan("fast", **told, stages="head,C5:1").stages[0].epochs == 60
+    assert make_plan("fast", overrides={"l2": 0.0, "lr": "auto"}).stages == (HEAD,)
+    (head,) = make_plan("fast", stages="head:1", overrides={"lr": 1e-3}).stages
+    assert (head.epochs, head.lr) == (1, 1e-3)
 
 
 def test_pain_44_networks_without_batchnorm_are_fine_tuned_more_slowly():
