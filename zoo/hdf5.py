@@ -41,7 +41,8 @@ def layers(file: h5py.File) -> list[tuple[str, list[Place]]]:
         raise Refused("it does not begin as a file of Keras does", "format")
     root = node(file, "model_weights") if "model_weights" in file else file
     if {"layer_names", "layer_names0"} & set(root.attrs):
-        found, letters = [], 0
+        found: list[tuple[str, list[Place]]] = []
+        letters = 0
         for layer in names(root, "layer_names"):
             weights = names(node(root, layer), "weight_names")
             letters += len(layer)
