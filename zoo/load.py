@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import os
 import re
 import warnings
@@ -59,10 +60,10 @@ def load(
         ModelError: `model.weights-mismatch`, naming the first five misfits.
     """
     layers = weighted(model.layers)
-    fresh = _fresh_logits(model, variant, row)
+    opened = _open(variant, row, file, model, sure)
+    fresh = _fresh_logits(model, variant, row, opened)
     if fresh:
         layers = [layer for layer in layers if not layer.name.endswith("logits")]
-    opened = _open(variant, row, file, model, sure)
     first = layers[0].name if layers else None
     lost = None
     wanted: list[tuple[keras.layers.Layer, Arrays]] = []
@@ -156,14 +157,24 @@ def _without_ones(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(shape) if same else array
 
 
-def _fresh_logits(model: keras.Model, variant: Variant, row: Weights) -> bool:
-    """Say whether the logits have other classes, or other features, than the checkpoint's."""
+def _fresh_logits(model: keras.Model, variant: Variant, row: Weights, opened: _Opened) -> bool:
+    """Say whether the logits have other classes, or other features, than the checkpoint's.
+
+    A user's file may have other classes than the row says.
+    """
     if "logits" not in {layer.name for layer in model.layers}:
         return False
     pool, taps = (built(model).create[option] for option in ("pool", "taps"))
     own = variant.family.head or variant.family.classifier
     pooled_anew = pool and (own or pool != "avg")
-    return bool(model.get_layer("logits").units != row.classes or pooled_anew or taps)
+    logits = model.get_layer("logits")
+    if pooled_anew or taps or logits.units == row.classes:
+        return bool(pooled_anew or taps)
+    try:
+        sizes = [array.size for array in opened.find(logits)]
+    except (KeyError, ValueError):
+        return True
+    return sizes != [math.prod(w.shape) for w in logits.weights]
 
 
 def _open(variant: Variant, row: Weights, file: Path, model: keras.Model, sure: bool) -> _Opened:
@@ -177,7 +188,7 @@ def _open(variant: Variant, row: Weights, file: Path, model: keras.Model, sure: 
             old, new = family.torch_rename
             tensors = {re.sub(old, new, name): tensor for name, tensor in tensors.items()}
         stored = [(name, [array]) for name, array in tensors.items() if not unread(name)]
-        _check_size(variant, row, stored, file)
+        _check_size(model, variant, row, stored, file)
         rename = _naming(variant, row, ours[0], tensors, file)
         flattened = _flattened(model)
         places: dict[str, list[int]] = {}
@@ -201,7 +212,7 @@ def _open(variant: Variant, row: Weights, file: Path, model: keras.Model, sure: 
     ]
     of_the_zoo = any(short == NORMALIZE for short, *_ in content)
     stored = [(name, arrays) for short, name, arrays in content if arrays and not unread(short)]
-    _check_size(variant, row, stored, file)
+    _check_size(model, variant, row, stored, file)
     index = _names_in(stored)
     if not sure and (of_the_zoo or not variant.keras):
         rule = built(model).preprocess
@@ -353,12 +364,15 @@ _COUNTED = re.compile(r"(conv2d|batch_normalization|dense)(?:_(\d+))?")
 
 
 def _check_size(
-    variant: Variant, row: Weights, stored: list[tuple[str, Arrays]], file: Path
+    model: keras.Model, variant: Variant, row: Weights, stored: list[tuple[str, Arrays]], file: Path
 ) -> None:
-    """Refuse a file with larger kernels than the model has parameters: a larger model's."""
+    """Refuse a file with larger kernels than the model has parameters: a larger model's.
+
+    A dense layer on a flattened map has more of them for larger images.
+    """
     held = sum(array.size for _, arrays in stored for array in arrays if array.ndim > 1)
     more = max(row.classes - variant.num_classes, 0) * _WIDEST
-    if held > variant.params + more:
+    if held > max(variant.params, model.count_params()) + more:
         raise ModelError(
             "model.weights-mismatch",
             f"the file holds {held:,} parameters, {variant.name} has {variant.params:,}",

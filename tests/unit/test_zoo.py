@@ -273,7 +273,7 @@ def test_misfits_are_counted_and_the_first_five_named(tmp_path):
         zoo.create_model("resnet18", weights=tmp_path / "x.safetensors", **SMALL)
     text = str(caught.value)
     assert caught.value.id == "model.weights-mismatch"
-    assert "8 of 40 layers of resnet18" in text and "and 3 more" in text
+    assert "8 of 41 layers of resnet18" in text and "and 3 more" in text
     assert f"conv2_block1_2_conv: {wrong[0]} is not in the file" in text
     assert "conv2_block2_2_conv: needs [(3, 3, 64, 64)], the file has [(1, 3, 64, 64)]" in text
     assert text.count("\n  conv") == 5
@@ -289,7 +289,7 @@ def test_a_file_of_a_larger_model_is_refused(tmp_path):
 
 def test_what_a_file_has_more_is_a_heads_or_refused(tmp_path):
     """A deeper network of the family would fit, and be cut down unseen."""
-    tensors = state() | {
+    tensors = {name: each for name, each in state().items() if not name.startswith("fc.")} | {
         "head.2.weight": np.zeros((5, 512), "f4"),
         "layer1.0.bn1.num_batches_tracked": np.zeros(1, "i8"),
     }
@@ -303,6 +303,14 @@ def test_what_a_file_has_more_is_a_heads_or_refused(tmp_path):
         load(model, variant, row_for_file(variant, None, deeper), deeper)
     assert caught.value.id == "model.weights-mismatch" and "of resnet34" in caught.value.hint
     assert all(map(np.array_equal, before, model.get_weights()))
+
+
+def test_a_users_file_has_classes_and_a_size_of_its_own(tmp_path):
+    own = {"num_classes": 5, "input_shape": 40}
+    saved = zoo.create_model("lenet5", **own)
+    saved.save_weights(path := tmp_path / "x.weights.h5")
+    again = zoo.create_model("lenet5", weights=path, preprocess=Preprocess(), **own)
+    assert all(map(np.array_equal, again.get_weights(), saved.get_weights()))
 
 
 def test_a_model_leaves_out_what_it_was_cut_off(tmp_path):
