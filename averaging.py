@@ -67,6 +67,7 @@ class Ensemble(Job):
         self.whole = self.config
         self.runs = [Path(run).resolve() for run in runs]
         self.told: dict[str, Any] = {}
+        self._loaded: list[Classifier] = []
         backbones = [name.strip() for name in config.backbone.split(",") if name.strip()]
         n = len(self.runs) or max(_wanted(config), len(backbones))
         self.backbones = [backbones[i % len(backbones)] for i in range(n)]
@@ -95,9 +96,12 @@ class Ensemble(Job):
 
     def build(self, begun: RunDir | None = None) -> None:
         """Build the first member, whose plan and size stand in the header."""
+        from .transfer.combine import check_alike
         from .transfer.plan import LBFGS
 
         super().build(RunDir.open(self.runs[0]) if self.runs else begun)
+        if self.runs:  # no run is made of what cannot be made one
+            check_alike(self._trained(self.runs), self.whole.average)
         convex = all(stage.optimizer == LBFGS for stage in self.plan.stages)
         if convex and not self.runs and len(set(self.backbones)) < len(self.backbones):
             raise UsageError(
@@ -120,17 +124,23 @@ class Ensemble(Job):
 
     def train(self, directory: RunDir, resume: bool):
         """Train the members that are not finished, and put them together."""
-        from .transfer.classifier import Classifier
         from .transfer.combine import together
 
         runs = self.runs or [self._member(directory, i).path for i in range(len(self.backbones))]
-        found = [Classifier.load(RunDir.open(run).model) for run in runs]
+        found = self._trained(runs)
         with self.machine.strategy.scope():
             made, self.told = together(found, self.data, self.whole.average, console.say)
         for told, run in zip(self.told["members"], runs, strict=True):
             told["run"] = str(run)
         self.model, self.rule = made.model, made.preprocess
         return self._outcome(directory, runs, found)
+
+    def _trained(self, runs: Sequence[Path]) -> list[Classifier]:
+        from .transfer.classifier import Classifier
+
+        if not self._loaded:
+            self._loaded = [Classifier.load(RunDir.open(run).model) for run in runs]
+        return self._loaded
 
     def _member(self, directory: RunDir, i: int) -> RunDir:
         """Train one member, or go on with it; return its run if it is finished already."""

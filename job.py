@@ -65,9 +65,12 @@ class Job:
             then: what else is to be done before the run counts as finished, and is done again
                 when the run is resumed; an export that is refused does not undo the run.
         """
+        from .transfer.shelf import limit as cache_limit
+
         config, workers = self.config, self.meet()
         with workers.watching():
             if workers.chief:
+                cache_limit()  # one that is no size is told before anything is made
                 RunDir.check(config.out, None if config.resume == "auto" else config.name)
             self.find_model()
             self.load_data()

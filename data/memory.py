@@ -71,30 +71,79 @@ def read_python(data: Any, classes: Sequence[str] | None) -> Source:
 def _arrays(part: Any) -> tuple[Sequence[np.ndarray | Blob], np.ndarray]:
     if len(part) != 2:
         raise DataError("data.source", f"(images, labels) is needed, not {len(part)} things")
-    images, labels = part[0], np.asarray(part[1])
+    images, labels = part[0], _labels(part[1])
     if len(images) != len(labels):
         raise DataError("data.labels", f"{len(images)} images but {len(labels)} labels")
     if isinstance(images, np.ndarray) and images.dtype != object and images.size:
         images = to_uint8(images, "images")
+        if images.max() == 1:
+            raise DataError(
+                "data.range",
+                "all pixels are 0 or 1; raw RGB in 0..255 is needed",
+                where="images",
+                fix="multiply the images by 255",
+            )
     return [as_pixels(image, f"image {i}") for i, image in enumerate(images)], labels
 
 
 def _dataset(part: Any) -> tuple[Sequence[np.ndarray | Blob], np.ndarray]:
     """Read a dataset once; the images are set aside on disk."""
+    import tensorflow as tf
+
     spec = getattr(part, "element_spec", None)
-    if not (isinstance(spec, tuple) and len(spec) >= 2):
+    if not (isinstance(spec, tuple) and all(isinstance(each, tf.TensorSpec) for each in spec)):
         raise DataError(
             "data.source",
-            f"cannot read data from {type(part).__name__}",
+            f"cannot read data from {type(part).__name__}"
+            + (f" of {spec}"[:200] if spec is not None else ""),
             fix="give a path, (images, labels), a tf.data.Dataset of (image, label), or a dict",
+        )
+    if len(spec) != 2:
+        raise DataError(
+            "data.source",
+            f"(image, label) is needed, not {len(spec)} things",
+            fix="weights of images are not taken; class_weight balances classes",
         )
     if spec[0].shape.rank == 4:
         part = part.unbatch()
-    spill, images, labels = Spill(), [], []
-    for i, (image, label, *_) in enumerate(part.as_numpy_iterator()):
-        images.append(spill.add(as_pixels(image, f"image {i}")))
-        labels.append(label.decode() if isinstance(label, bytes) else label)
-    return images, np.asarray(labels)
+    if part.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise DataError("data.source", "the dataset never ends", fix="give it without repeat()")
+    spill, images, labels = Spill(), list[Blob](), list[Any]()
+    try:
+        for image, label in part.as_numpy_iterator():
+            images.append(spill.add(as_pixels(image, f"image {len(images)}")))
+            labels.append(label)
+    except tf.errors.OpError as error:
+        raise DataError(
+            "data.source",
+            f"image {len(images)} of the dataset cannot be computed: {error.message[:200]}",
+        ) from error
+    return images, _labels(labels)
+
+
+def _labels(given: Any) -> np.ndarray:
+    """Return labels as an array; those of bytes are names in UTF-8, and none may be missing."""
+    if isinstance(given, np.ndarray) and given.dtype.kind not in "SO":
+        return given
+    labels = [each.decode() if isinstance(each, bytes) else each for each in given]
+    # what tables hold where a cell is empty
+    missing = [i for i, each in enumerate(labels)
+               if type(each).__name__ in ("NoneType", "NAType", "NaTType")
+               or (isinstance(each, float | np.floating) and np.isnan(each))]  # fmt: skip
+    if missing:
+        raise DataError(
+            "data.labels",
+            f"{len(missing)} images have no label, such as image {missing[0]}",
+            fix="leave them out",
+        )
+    try:
+        return np.asarray(labels)
+    except ValueError:
+        raise DataError(
+            "data.labels",
+            "labels are names, class numbers, or rows of zeros and ones of one length",
+            fix="for several names an image: rows (n, classes) and classes=, or a CSV with a|b",
+        ) from None
 
 
 def _names(

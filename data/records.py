@@ -193,7 +193,7 @@ def to_uint8(image: np.ndarray, where: str) -> np.ndarray:
     """Return one image or many as uint8; raises DataError `data.range` as `as_pixels` does."""
     if image.dtype == np.uint8:
         return image
-    if not (np.issubdtype(image.dtype, np.number) or image.dtype == bool):
+    if image.dtype.kind not in "uifb":
         raise DataError("data.range", f"images of type {image.dtype} are not numbers", where=where)
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 255):  # also true of NaN

@@ -128,6 +128,9 @@ def _pixels(values: list[Any], dtype: str) -> np.ndarray:
         images = images.astype("float32")
     if not np.isfinite(images).all():
         _wrong("dtype", "images hold finite numbers")
+    low, high = images.min(), images.max()
+    if low < 0 or high > 255 or (high <= 1 and (images % 1).any()):
+        _wrong("range", f"pixels lie in {low:g}..{high:g}; raw RGB in 0..255 is needed")
     return images
 
 

@@ -114,7 +114,7 @@ def together(
     Raises:
         ModelError: `model.not-alike`.
     """
-    _check(members)
+    check_alike(members, how)
     answers = [member.answers(data, "val") for member in members]
     scores = [score(data, each) for each in answers]
     chosen = list(range(len(members)))
@@ -167,13 +167,6 @@ def _soup(
     """Return the greedy soup, which members are in it, and what it reaches."""
     order = sorted(range(len(members)), key=lambda i: scores[i].loss)
     best = members[order[0]]
-    alike = {_graph(member) for member in members}
-    if len(alike) > 1:
-        raise ModelError(
-            "model.not-alike",
-            "weights can be averaged only of one architecture at one image size",
-            fix="--average probabilities",
-        )
     weights, chosen, reached = best.model.get_weights(), order[:1], scores[order[0]]
     for i in order[1:]:
         share = 1 / (len(chosen) + 1)
@@ -197,8 +190,15 @@ def _graph(member: Classifier) -> str:
     return repr((sorted(member.origin["create"].items(), key=str), member.preprocess))
 
 
-def _check(members: Sequence[Classifier]) -> None:
+def check_alike(members: Sequence[Classifier], how: str) -> None:
+    """Check that members can be made one, as `together` does it; raises ModelError."""
     first = members[0]
+    if how == "weights" and len(set(map(_graph, members))) > 1:
+        raise ModelError(
+            "model.not-alike",
+            "weights can be averaged only of one architecture at one image size",
+            fix="--average probabilities",
+        )
     for other in members[1:]:
         for what in ("classes", "task"):
             if getattr(first, what) != getattr(other, what):

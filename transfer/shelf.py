@@ -25,12 +25,13 @@ import filelock
 import numpy as np
 
 from .. import files
-from ..errors import ResourceError
+from ..errors import ResourceError, UsageError
 from ..units import parse_bytes
 
 FLOAT16 = (-65504.0, 65504.0)
 SHARD = 64 << 20  # bytes; what a kill can lose, and what is held in memory
 SHARE = 0.25  # of the disk that is free but for the cache: the most it takes by default
+LIMIT = "DLZOO_CACHE_LIMIT"
 SPARE = 512 << 20  # bytes that stay free on the disk
 Located = tuple[list[np.ndarray], np.ndarray]  # shards, and for each id (shard, row)
 
@@ -194,10 +195,17 @@ def _entry(folder: Path) -> dict[str, Any]:
 
 
 def limit() -> int:
-    """Return how many bytes all shelves may take: `DLZOO_CACHE_LIMIT`, else a share of the disk."""
-    wanted = os.environ.get("DLZOO_CACHE_LIMIT")
+    """Return how many bytes all shelves may take: `DLZOO_CACHE_LIMIT`, else a share of the disk.
+
+    Raises:
+        UsageError: `usage.size`: the variable holds no size.
+    """
+    wanted = os.environ.get(LIMIT)
     if wanted:
-        return parse_bytes(wanted)
+        try:
+            return parse_bytes(wanted)
+        except ValueError as error:
+            raise UsageError("usage.size", str(error), where=LIMIT, fix=f"{LIMIT}=20G") from None
     used = sum(entry["bytes"] for entry in entries())
     return int(SHARE * (shutil.disk_usage(files.home()).free + used))
 
@@ -236,6 +244,8 @@ def make_room(wanted: int, keep: Iterable[Path] = ()) -> bool:
     if wanted > most:
         return False
     clear(most - wanted, keep)
+    if sum(entry["bytes"] for entry in entries()) + wanted > most:  # of `keep`, or in use
+        return False
     return shutil.disk_usage(files.home()).free - SPARE > wanted
 
 

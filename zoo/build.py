@@ -179,7 +179,9 @@ def create_model(
     return model
 
 
-def _within(value: Any, kind: Any, least: float, below: float = float("inf")) -> bool:
+def _within(
+    value: Any, kind: Any, least: float = float("-inf"), below: float = float("inf")
+) -> bool:
     return value is None or (isinstance(value, kind) and least <= value < below)
 
 
@@ -344,7 +346,7 @@ def _input_shape(variant: Variant, row: Weights | None, shape, in_chans) -> tupl
     size = row.preprocess.size if row else variant.size
     if shape is None or isinstance(shape, Integral):
         shape = (size if shape is None else shape,) * 2
-    whole = isinstance(shape, list | tuple) and all(_within(n, Integral, 0) for n in shape)
+    whole = isinstance(shape, list | tuple) and all(_within(n, Integral) for n in shape)
     if not whole or len(shape) not in (2, 3):
         raise UsageError(
             "model.size",

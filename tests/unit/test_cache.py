@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dlzoo import create_model, load_data
 from dlzoo.data.pipeline import batches
-from dlzoo.errors import ResourceError
+from dlzoo.errors import ResourceError, UsageError
 from dlzoo.transfer import cache, shelf
 from dlzoo.transfer.cache import Activations, Frozen
 from dlzoo.zoo import graph
@@ -238,6 +238,11 @@ def test_the_shelf_not_used_for_longest_goes_first(model, data, home, monkeypatc
     assert shelf.make_room(sizes["C4"])
     assert [entry["place"] for entry in shelf.entries()] == ["C5", "C3"]
     assert not shelf.make_room(10**9)
+    every = [entry["path"] for entry in shelf.entries()]
+    assert not shelf.make_room(sizes["C4"] + 1, keep=every)  # beside what has to stay
+    monkeypatch.setenv("DLZOO_CACHE_LIMIT", "abc")
+    with pytest.raises(UsageError, match=r"usage\.size.*'abc' is no size"):
+        shelf.limit()
     assert shelf.clear() == sizes["C5"] + sizes["C3"]
     assert shelf.entries() == []
 

@@ -199,8 +199,26 @@ def test_arrays_that_are_scaled_already_are_refused():
         load_data((x * 2 - 1, y))
     with pytest.raises(DataError, match="20 images but 19 labels"):
         load_data((x * 255, y[1:]))
+    with pytest.raises(DataError, match="all pixels are 0 or 1"):
+        load_data((x.round().astype("uint8"), y))
+    with pytest.raises(DataError, match="complex64 are not numbers"):
+        load_data((x.astype("complex64"), y))
     with pytest.raises(DataError, match="cannot read data from int"):
         load_data(7)
+
+
+def test_labels_of_arrays_are_all_there_and_of_one_kind():
+    """What a table holds in an empty cell is no class, and bytes are names."""
+    x = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8)
+    names = list("abc") * 10
+    assert load_data((x, np.array(names, "S"))).classes == tuple("abc")
+    assert load_data((x, [name.encode() for name in names])).classes == tuple("abc")
+    for none in (None, float("nan"), np.float32("nan")):
+        for labels in ([*names[:-1], none], np.array([*names[:-1], none], object)):
+            with pytest.raises(DataError, match="1 images have no label, such as image 29"):
+                load_data((x, labels))
+    with pytest.raises(DataError, match="labels are names, class numbers, or rows"):
+        load_data((x, [("a", "b"), ("a",)] * 15))
 
 
 def test_manifest_reads_back_as_split_file(tmp_path):
@@ -313,6 +331,21 @@ def test_tf_data(tmp_path):
     np.testing.assert_array_equal(data.read("test", 0), x[i])
     parts = load_data({"train": dataset.take(21), "test": dataset.skip(21)})
     assert parts.splits["test"] == 9 and parts.fingerprint != data.fingerprint
+
+    def broken(image, label):
+        return tf.io.decode_jpeg(tf.where(label < 2, "", "no")), label
+
+    slices = tf.data.Dataset.from_tensor_slices
+    for other, words in (
+        (dataset.repeat(), "never ends"),
+        (slices((x, y, y)), "not 3 things"),
+        (slices((x, {"label": y})), "cannot read data from .*'label'"),
+        (slices(({"image": x}, y)), "cannot read data from .*'image'"),
+        (dataset.map(broken), "image 0 of the dataset cannot be computed"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            load_data(other)
+        assert caught.value.id == "data.source"
 
 
 @pytest.fixture(scope="module")

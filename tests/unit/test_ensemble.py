@@ -161,6 +161,13 @@ def test_runs_of_other_photos_or_none_are_refused(run, photos, tmp_path):
         ensemble(one, other, quiet=True)
     with pytest.raises(UsageError, match=r"ensemble\.few"):
         ensemble()
+    shutil.copytree(one, cropped := tmp_path / "cropped")
+    about = json.loads((cropped / "model/model.json").read_text())
+    about["preprocess"]["crop"] /= 2
+    (cropped / "model/model.json").write_text(json.dumps(about))
+    with pytest.raises(ModelError, match=r"model\.not-alike"):
+        ensemble(one, cropped, out=tmp_path, name="none", quiet=True)
+    assert not (tmp_path / "none").exists()
     with pytest.raises(UsageError, match=r"ensemble\.alike"):
         finetune(data=photos, ensemble=2, preset="fast", out=str(tmp_path), quiet=True)
 

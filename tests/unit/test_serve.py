@@ -219,6 +219,8 @@ BAD = {
                       400, "serve.dtype"),
     "numbers for files": (PREDICT, FILES | {"instances": [[1]]}, 400, "serve.dtype"),
     "no base64": (PREDICT, FILES | {"instances": [{"b64": "?"}]}, 400, "serve.b64"),
+    "scaled": (PREDICT, {"instances": [[[[0.5, 0, 1]]]]}, 400, "serve.range"),
+    "centred": (PREDICT, {"instances": [[[[-1, 0, 1]]]]}, 400, "serve.range"),
     "ragged": (PREDICT, {"inputs": [[[[1, 2, 3]]], [[[1, 2, 3]] * 2]]}, 400, "serve.shape"),
     "grey": (PREDICT, {"instances": [[[1, 2], [3, 4]]]}, 400, "serve.shape"),
     "empty": (PREDICT, {"instances": [[], []]}, 400, "serve.shape"),
