@@ -117,7 +117,7 @@ def test_fault_15_a_photo_that_vanishes_in_training_keeps_what_was_trained(tmp_p
         patch.setattr(Path, "read_bytes", vanishing)
         with raises("data.vanished", 75):
             finetune(**settings)
-    (saved,) = (tmp_path / "run" / "ckpt").iterdir()
+    saved = max((tmp_path / "run" / "ckpt").iterdir())  # a slow machine writes more than one
     assert 1 <= int(saved.name[5:]) <= 6
     assert finetune(**settings, resume="auto").status == "finished"
 
