@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DataError, nearest
+from .decode import claims_image
 from .records import Problem, Record, Source, split_name
 
 TREE = """make it look like this (one folder per class), or give a CSV with the columns path,label:
@@ -54,8 +55,12 @@ def read_folder(root: Path) -> Source:
     root = _unwrapped(root)
     folders = _folders(root, root, problems)
     splits = {folder: split_name(folder.name) for folder in folders}
+    named = sum(split is not None for split in splits.values())
     layered = any(
-        split == "train" and _has_folders(folder) and not _has_files(folder)
+        split == "train"
+        and _has_folders(folder)
+        # alone beside others it may be a class, to any depth: then images lie straight in it
+        and (named > 1 or named == len(folders) or not any(map(claims_image, _files(folder))))
         for folder, split in splits.items()
     )
     if layered:
@@ -116,7 +121,7 @@ def _unwrapped(root: Path) -> Path:
         inner = Path(inside[0].path)
         if split_name(inner.name) or not _has_folders(inner) or inner.is_symlink():
             return root
-        if _has_files(inner):
+        if _files(inner):
             return root
         root = inner
 
@@ -142,8 +147,8 @@ def _has_folders(folder: Path) -> bool:
     return any(e.is_dir() and not _is_junk(e.name) for e in _entries(folder))
 
 
-def _has_files(folder: Path) -> bool:
-    return any(e.is_file() and not _is_junk(e.name) for e in _entries(folder))
+def _files(folder: Path) -> list[Path]:
+    return [Path(e.path) for e in _entries(folder) if e.is_file() and not _is_junk(e.name)]
 
 
 def _is_junk(name: str) -> bool:

@@ -100,6 +100,7 @@ def test_pain_03_unknown_class_in_val_is_named(tmp_path):
 def test_a_missing_split_is_cut_out_of_train(tmp_path, name):
     folder(tmp_path / "d" / "train")
     folder(tmp_path / "d" / name, each=3, start=70)
+    (tmp_path / "d" / "train" / "classes.txt").write_text("daisy\nrose\ntulip\n")  # no photo
     data = load_data(tmp_path / "d")
     own, cut = ("test", "val") if name == "test" else ("val", "test")
     assert data.splits == {"train": 27, own: 9, cut: 3}
