@@ -283,9 +283,7 @@ def serve(
 @cli.command()
 @run_argument
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
-@click.option(
-    "--code", type=Written(), metavar="FILE", help="Write plain Keras that does the same, instead."
-)
+@click.option("--code", type=Written(), help="Write plain Keras that does the same, instead.")
 def report(run: str, show: bool, code: str | None) -> None:
     """Write report.html of a finished run anew: figures, photos, doubts, exports."""
     from .run import load_run
@@ -338,9 +336,7 @@ def ensemble(runs: tuple[str, ...], as_json: bool, **asked: Any) -> None:
 @click.option("--low", type=float, default=1e-6, help="First learning rate.  [default: 1e-6]")
 @click.option("--high", type=float, default=1.0, help="Last learning rate.  [default: 1]")
 @click.option("--steps", type=int, default=100, help="From the one to the other.  [default: 100]")
-@click.option(
-    "--plot", type=Written(), metavar="FILE", help="Draw loss against learning rate: .png."
-)
+@click.option("--plot", type=Written(), help="Draw loss against learning rate: .png.")
 @config_options
 def lr_find(
     config_file: str | None, sets: tuple[str, ...], as_json: bool, stage: str | None,
@@ -366,9 +362,7 @@ def lr_find(
 @click.option("--backbones", metavar="NAME,...", help="Which of these for the photos?")
 @click.option("--init", metavar="imagenet,none", help="What pretrained weights are worth.")
 @click.option("--images", type=int, help="Training photos at most, with --init.  [default: 800]")
-@click.option(
-    "--plot", type=Written(), metavar="FILE", help="Draw it: .png (with --init also .csv)."
-)
+@click.option("--plot", type=Written(), help="Draw it: .png (with --init also .csv).")
 @config_options
 def compare(
     runs: tuple[str, ...], backbones: str | None, init: str | None, images: int | None,
@@ -419,9 +413,7 @@ def list_(pattern: tuple[str, ...], taps: str | None, as_json: bool, **filters: 
 @click.argument("name", shell_complete=complete_model)
 @click.option("--brief", is_flag=True, help="Only what is known without building the model.")
 @click.option("--size", type=click.IntRange(1), help="Of the image in pixels.")
-@click.option(
-    "--plot", type=Written(), metavar="FILE", help="Draw the architecture: .svg, .png or .pdf."
-)
+@click.option("--plot", type=Written(), help="Draw the architecture: .svg, .png or .pdf.")
 @json_option
 def info(name: str, brief: bool, size: int | None, plot: str | None, as_json: bool) -> None:
     """Show what is known of a model: figures, weights, taps, every layer."""
@@ -473,9 +465,7 @@ def data() -> None:
 
 @data.command(cls=DataSettings)
 @click.argument("source")
-@click.option(
-    "--report", type=Written(), metavar="FILE", help="Write every odd file and the reason: .csv."
-)
+@click.option("--report", type=Written(), help="Write every odd file and the reason: .csv.")
 @json_option
 def check(source: str, report: str | None, as_json: bool, **flags: Any) -> None:
     """Read every photo and report counts, splits and problems."""

@@ -33,6 +33,18 @@ def home() -> Path:
     return path
 
 
+def standing(path: Path) -> Path:
+    """Return `path`, or where it is not there the nearest of the folders above it that is."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def takes_files(folder: Path) -> bool:
+    """Say whether files can be made in a folder."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def sha256(data: bytes | Path | str) -> str:
     """Return the SHA-256 of bytes, or of a file's content, in hexadecimal."""
     if isinstance(data, bytes):

@@ -65,12 +65,12 @@ class Job:
             then: what else is to be done before the run counts as finished, and is done again
                 when the run is resumed; an export that is refused does not undo the run.
         """
-        from .transfer.shelf import limit as cache_limit
+        from .transfer.shelf import wanted_limit
 
         config, workers = self.config, self.meet()
         with workers.watching():
             if workers.chief:
-                cache_limit()  # one that is no size is told before anything is made
+                wanted_limit()  # one that is no size is told before anything is made
                 RunDir.check(config.out, None if config.resume == "auto" else config.name)
             self.find_model()
             self.load_data()
@@ -259,14 +259,11 @@ class Job:
 
     def check_same(self, directory: RunDir) -> None:
         """Refuse to go on under other settings or with other photos."""
-        old = read_values(directory.config)
-        new = tomllib.loads(to_toml(self.config))
-        compared = (old.keys() | new.keys()) - NOT_TRAINING
-        changed = sorted(key for key in compared if old.get(key) != new.get(key))
-        if changed:
+        changed = self.changed_settings(directory)
+        if told := [f"{key} {was}" for key, was in changed.items() if key not in NOT_TRAINING]:
             raise ResumeError(
                 "resume.config-changed",
-                ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed),
+                ", ".join(told),
                 where=directory.config,
                 fix="resume with the settings of the run, or give another --name",
             )
@@ -281,12 +278,20 @@ class Job:
 
     def note_late(self, directory: RunDir) -> None:
         """Say which settings come too late for a run that is finished."""
-        old, new = read_values(directory.config), tomllib.loads(to_toml(self.config))
-        if late := [key for key in ("average", "tta") if old.get(key) != new.get(key)]:
+        if late := sorted({"average", "tta"} & self.changed_settings(directory).keys()):
             console.say(
                 f"it keeps its own {' and '.join(late)}; another run of it: "
                 f"dlzoo ensemble {shlex.quote(str(directory.path))} --tta on"
             )
+
+    def changed_settings(self, directory: RunDir) -> dict[str, str]:
+        """Return the settings that are others than a run's, sorted, each with `OLD -> NEW`."""
+        old, new = read_values(directory.config), tomllib.loads(to_toml(self.config))
+        return {
+            key: f"{old.get(key)} -> {new.get(key)}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        }
 
     def changed_rows(self, directory: RunDir) -> tuple[int, int]:
         """Return how many photos came to those of a run, and how many went; one that changed is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from . import console
+from . import console, files
 from .errors import nearest
 from .units import parse_count
 
@@ -177,9 +176,9 @@ class Written(click.Path):
         path = Path(str(super().convert(value, param, ctx)))
         if str(path) != "-" and not path.exists():
             above = path.absolute().parent
-            while self.dir_okay and not above.exists():  # folders are made
-                above = above.parent
-            if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            if self.dir_okay:  # folders are made
+                above = files.standing(above)
+            if not files.takes_files(above):
                 self.fail(f"{str(path)!r} cannot be written: see {str(above)!r}", param, ctx)
         return value
 

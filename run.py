@@ -129,6 +129,11 @@ class Run:
             task=config.get("task", "auto"),
         )
 
+    @property
+    def _changed(self) -> bool:
+        """Whether photos or labels are not those of the run any more."""
+        return self.data.fingerprint != self.directory.read()["data"]
+
     @cached_property
     def _judged(self) -> Data:
         """The run's photos, where their labels are what the classifier answers.
@@ -144,7 +149,7 @@ class Run:
                 fix=f"the run learnt {', '.join(self.classifier.classes)}; `dlzoo eval RUN --data` "
                 "matches classes by name",
             )
-        if self.data.fingerprint != self.directory.read()["data"]:
+        if self._changed:
             console.say(f"{self.data.name}: photos or labels are not those of the run any more")
         return self.data
 
@@ -185,6 +190,10 @@ class Run:
         if not len(labels := data.labels(split)):
             raise DataError("data.empty-split", f"there are no {split} photos", where=data.name)
         return labels, asked.answers(data, split)
+
+    def _asked(self, split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Return keys, labels and answers of the run's own photos."""
+        return self._judged.keys(split), *self._answers(self._judged, split)
 
     def _answers_elsewhere(
         self, source: Any, split: str | None, tta: bool
@@ -336,9 +345,7 @@ class Run:
         """
         from .report import doubts
 
-        labels, found = self._answers(self._judged, split)
-        asked = (self.data.keys(split), labels, found)
-        return doubts.worst(*asked, self.classifier.classes, self.classifier.task, n)
+        return doubts.worst(*self._asked(split), self.classifier.classes, self.classifier.task, n)
 
     def label_errors(self, split: str = "test") -> list[dict[str, Any]]:
         """Return the images whose label is likely wrong, see `report.doubts.label_errors`.
@@ -347,9 +354,9 @@ class Run:
         """
         from .report import doubts
 
-        labels, found = self._answers(self._judged, split)
-        asked = (self.data.keys(split), labels, found)
-        return doubts.label_errors(*asked, self.classifier.classes, self.classifier.task)
+        return doubts.label_errors(
+            *self._asked(split), self.classifier.classes, self.classifier.task
+        )
 
     def show(self, n: int = 9, split: str = "test") -> Figure:
         """Return a figure of the photos of `top_losses`, as the model sees them."""
@@ -419,7 +426,7 @@ class Run:
             data = self.data
         except DlzooError as error:
             why = error.message
-        if data is not None and data.fingerprint != self.directory.read()["data"]:
+        if data is not None and self._changed:
             data, why = None, "the photos are not those of the run any more"
         return page.build(self.directory, self.classifier, data, why=why, seconds=seconds)
 
@@ -459,9 +466,11 @@ class Run:
             allow_flex=allow_flex,
             data=self._judged if quantize == "int8" else None,
         )
-        encoded = self._photos() if images is None else list(map(_image_file, images))
+        checked: Sequence[bytes | Path] = (
+            self._photos() if images is None else [existing(Path(path)) for path in images]
+        )
         classifier = self.classifier.float32()
-        photos = Photos.of(classifier, encoded)
+        photos = Photos.of(classifier, checked)
         done: dict[str, dict[str, Any]] = {}
         failed: list[DlzooError] = []
         for name in formats:
@@ -506,18 +515,6 @@ class Run:
             + (f"report: {self.page}" if self.page.is_file() else "plots/")
         )
         return "\n".join(lines)
-
-
-def _image_file(path: str | Path) -> bytes:
-    """Return the content of an image file that can be read; the error of another names it."""
-    from .data.decode import decode
-
-    try:
-        decode(content := existing(Path(path)).read_bytes())
-    except DataError as error:
-        error.where = error.where or str(path)
-        raise
-    return content
 
 
 def load_run(path: Path | str) -> Run:

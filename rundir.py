@@ -82,10 +82,8 @@ class RunDir:
                 where=out / name,
                 fix="choose another --name, or go on with it by --resume",
             )
-        base = out
-        while not os.path.lexists(base) and base != base.parent:
-            base = base.parent
-        if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
+        base = files.standing(out)
+        if not files.takes_files(base):
             raise _no_permission(out, "not writable" if base.is_dir() else f"{base} is no folder")
         free = shutil.disk_usage(base).free
         if free < need:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +31,12 @@ class Photos:
     expected: np.ndarray
 
     @classmethod
-    def of(cls, classifier: Classifier, images: Sequence[bytes]) -> Photos:
-        """Ask the classifier; raises UsageError `export.no-images`."""
+    def of(cls, classifier: Classifier, images: Sequence[bytes | Path]) -> Photos:
+        """Ask the classifier about contents of image files, or files.
+
+        Raises:
+            UsageError: `export.no-images`. DataError: as `decode` does, naming the file.
+        """
         from ..data.pipeline import load_image
 
         if not images:
@@ -41,7 +46,8 @@ class Photos:
                 fix="give some test images",
             )
         prepared = np.stack([load_image(image, classifier.preprocess) for image in images])
-        return cls(images, prepared, classifier.probabilities(prepared))
+        files = [image if isinstance(image, bytes) else image.read_bytes() for image in images]
+        return cls(files, prepared, classifier.probabilities(prepared))
 
 
 # Yields probabilities `(k, classes)` of the next k images, None for one that it cannot read.

@@ -194,18 +194,23 @@ def _entry(folder: Path) -> dict[str, Any]:
     return {"path": folder, "bytes": sum(sizes.values()), "images": images, "used": used, **about}
 
 
-def limit() -> int:
-    """Return how many bytes all shelves may take: `DLZOO_CACHE_LIMIT`, else a share of the disk.
+def wanted_limit() -> int | None:
+    """Return how many bytes the user lets all shelves take, by `DLZOO_CACHE_LIMIT`, or None.
 
     Raises:
         UsageError: `usage.size`: the variable holds no size.
     """
     wanted = os.environ.get(LIMIT)
-    if wanted:
-        try:
-            return parse_bytes(wanted)
-        except ValueError as error:
-            raise UsageError("usage.size", str(error), where=LIMIT, fix=f"{LIMIT}=20G") from None
+    try:
+        return parse_bytes(wanted) if wanted else None
+    except ValueError as error:
+        raise UsageError("usage.size", str(error), where=LIMIT, fix=f"{LIMIT}=20G") from None
+
+
+def limit() -> int:
+    """Return how many bytes all shelves may take: as the user wants, else a share of the disk."""
+    if (wanted := wanted_limit()) is not None:
+        return wanted
     used = sum(entry["bytes"] for entry in entries())
     return int(SHARE * (shutil.disk_usage(files.home()).free + used))
 
@@ -215,6 +220,12 @@ def clear(down_to: int = 0, keep: Iterable[Path] = ()) -> int:
 
     Shelves that a process is writing to, and those in `keep`, stay. Returns the bytes freed.
     """
+    freed, _ = _clear(down_to, keep)
+    return freed
+
+
+def _clear(down_to: int, keep: Iterable[Path]) -> tuple[int, int]:
+    """Do so, and return the bytes freed and those that are left."""
     every, freed = entries(), 0
     left = sum(entry["bytes"] for entry in every)
     spared = set(keep)
@@ -235,7 +246,7 @@ def clear(down_to: int = 0, keep: Iterable[Path] = ()) -> int:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
         left, freed = left - entry["bytes"], freed + entry["bytes"]
-    return freed
+    return freed, left
 
 
 def make_room(wanted: int, keep: Iterable[Path] = ()) -> bool:
@@ -243,8 +254,8 @@ def make_room(wanted: int, keep: Iterable[Path] = ()) -> bool:
     most = limit()
     if wanted > most:
         return False
-    clear(most - wanted, keep)
-    if sum(entry["bytes"] for entry in entries()) + wanted > most:  # of `keep`, or in use
+    _, left = _clear(most - wanted, keep)
+    if left + wanted > most:  # what is kept or in use takes too much
         return False
     return shutil.disk_usage(files.home()).free - SPARE > wanted
 
