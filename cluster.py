@@ -51,12 +51,12 @@ def find() -> Cluster | None:
 
     Raises:
         UsageError: `dist.tf-config`, it does not name the workers and which of them this is;
-            `dist.slurm`, ranks and hosts are not in one order.
+            `dist.slurm`, ranks and hosts are not in one order, or a number is none.
     """
     env, found = os.environ, None
     if env.get("TF_CONFIG"):
         found = _tf_config(env["TF_CONFIG"], env)
-    elif int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # set by srun, not in the batch script
+    elif _number(env, "SLURM_STEP_NUM_TASKS", "1") > 1:  # set by srun, not in the batch script
         found = _slurm(env)
     return found if found and len(found.addresses) > 1 else None
 
@@ -92,9 +92,9 @@ def _slurm(env: Mapping[str, str]) -> Cluster:
     """Ask TensorFlow's resolver for the addresses; which GPUs are whose is Slurm's matter."""
     import tensorflow as tf
 
-    rank, most = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
+    rank, most = _number(env, "SLURM_PROCID"), _number(env, "SLURM_STEP_NUM_TASKS")
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        port_base=PORTS[int(env.get("SLURM_JOB_ID") or 0) % len(PORTS)],
+        port_base=PORTS[_number(env, "SLURM_JOB_ID", "0") % len(PORTS)],
         gpus_per_node=most,  # it counts ports by GPUs; none is set aside
         gpus_per_task=1,
         auto_set_gpu=False,
@@ -110,8 +110,21 @@ def _slurm(env: Mapping[str, str]) -> Cluster:
         )
     alone = "SLURM_GPUS_PER_TASK" in env or "SLURM_STEP_GPUS" in env
     here = sum(a.startswith(f"{host}:") for a in addresses)
-    beside = (0, 1) if alone else (int(env.get("SLURM_LOCALID") or 0), here)
+    beside = (0, 1) if alone else (_number(env, "SLURM_LOCALID", "0"), here)
     return Cluster(tuple(addresses), rank, "Slurm", beside)
+
+
+def _number(env: Mapping[str, str], name: str, default: str = "") -> int:
+    """Return what Slurm says in a variable, or the default where it is not set."""
+    text = env.get(name) or default
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(
+            "dist.slurm",
+            f"{name} should be a number, and is {text!r}",
+            fix="start the processes with srun, or unset SLURM_STEP_NUM_TASKS for one process",
+        ) from None
 
 
 def _numbers(text: str) -> list[tuple[int, str]]:

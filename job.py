@@ -176,7 +176,9 @@ class Job:
         self.load_data()
         self.build()
         with self.machine.strategy.scope():
-            stages = rehearse(self.model, self.data, self.plan, self.rule)
+            stages = rehearse(
+                self.model, self.data, self.plan, self.rule, use_cache=self.config.cache != "off"
+            )
         return {"plan": self.plan.to_dict(), "data": self.data.summary(), "stages": stages}
 
     def find_model(self) -> None:
@@ -367,7 +369,7 @@ class Job:
                 split = frozen_part(self.model)
                 rates = estimate.rates(frozen, [split.at if split else "features"])
             for shown in (self.plan, self.plan.halved()):
-                needed = estimate.plan(rates, frozen, shown)
+                needed = estimate.plan(rates, frozen, shown, self.config.cache != "off")
                 if needed <= seconds:
                     break
             else:

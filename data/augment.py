@@ -97,6 +97,8 @@ def mixed(
 
     Args:
         dataset: batches of (images or activations, labels, weights), and of what is not mixed.
+            Labels are one-hot, or of several classes, so that the loss is linear in them; weights
+            have shape (b,), and say how much each of the two images counts in what is mixed.
         alpha: of the Beta distribution that a batch's share is drawn from for mixup
             (arXiv:1710.09412); 0: no mixup.
         seed: of the draws, with the number of the batch: a run can go on anywhere.
@@ -126,10 +128,20 @@ def mixed(
             mask = _mask(tf.shape(x), share, tf.ensure_shape(cut, (3,)))
             share = tf.reduce_mean(mask)
         x = tf.ensure_shape(mask * x + (1 - mask) * tf.gather(x, other), x.shape)
-        rest = (share * part + (1 - share) * tf.gather(part, other) for part in batch[1:3])
-        return x, *rest, *batch[3:]
+        # The loss of a mixed image is the weighted sum of two: what each label weighs goes into the
+        # label, so that a rare class keeps its weight beside a common one.
+        (y, w), kept = batch[1:3], 1 - share
+        own, taken = share * w, kept * tf.gather(w, other)
+        both = own + taken
+        labels = _rows(own, y) * y + _rows(taken, y) * tf.gather(y, other)
+        return x, tf.math.divide_no_nan(labels, _rows(both, y)), both, *batch[3:]
 
     return dataset.enumerate().map(lambda number, batch: mix(number, batch))
+
+
+def _rows(weights: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Return (b,) weights in a shape that multiplies the rows of `like`."""
+    return tf.reshape(weights, [-1] + [1] * (like.shape.rank - 1))
 
 
 def _mask(shape: tf.Tensor, share: tf.Tensor, cut: tf.Tensor) -> tf.Tensor:

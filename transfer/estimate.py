@@ -80,13 +80,20 @@ def stage(
     return Estimate(missing * below / rates.engine + trained, again + trained)
 
 
-def plan(rates: Rates, frozen: Frozen, plan: Plan) -> float:
-    """Estimate a whole run in seconds, if all its epochs are needed."""
+def plan(rates: Rates, frozen: Frozen, plan: Plan, use_cache: bool = True) -> float:
+    """Estimate a whole run in seconds, if all its epochs are needed.
+
+    Args:
+        use_cache: False: no stage computes frozen layers once.
+    """
     images, total = frozen.data.splits, FIXED
     done: dict[str, int] = {}  # views of the training images that an earlier stage has computed
     for each in plan.stages:
         unfreeze(frozen.model, each.unfreeze, train_bn=plan.train_bn)
         split = frozen_part(frozen.model)
+        if split and not use_cache:
+            total += stage(rates, split, each, images, missing=0).live
+            continue
         if split is None:
             steps = each.epochs * (BACKWARD * images["train"] + images["val"])
             total += steps * graph.gmacs(frozen.model) / rates.keras

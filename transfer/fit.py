@@ -142,8 +142,13 @@ def train(
             return job.run(resume)
 
 
-def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> list[dict[str, Any]]:
+def rehearse(
+    model: keras.Model, data: Data, plan: Plan, rule: Preprocess, use_cache: bool = True
+) -> list[dict[str, Any]]:
     """Take one training and one evaluation step of each stage, and leave `model` as it was.
+
+    Args:
+        use_cache: False: frozen layers are computed in every epoch, as `train` then does.
 
     Returns:
         For each stage: name, groups, trainable parameters, cut, loss, and `seconds`: how long
@@ -152,7 +157,7 @@ def rehearse(model: keras.Model, data: Data, plan: Plan, rule: Preprocess) -> li
     before, found = model.get_weights(), []
     for stage in plan.stages:
         groups = unfreeze(model, stage.unfreeze, train_bn=plan.train_bn)
-        split = frozen_part(model)
+        split = frozen_part(model) if use_cache else None
         with surfacing(data):
             x, labels, _ = next(iter(batches(data, "train", rule, batch=stage.batch)))
         trained, seconds = model, 0.0

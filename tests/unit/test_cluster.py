@@ -111,6 +111,14 @@ def test_ranks_of_slurm_in_another_order_are_refused(monkeypatch):
         cluster.find()
 
 
+@pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID"])
+def test_what_slurm_says_must_be_numbers(monkeypatch, name):
+    slurm(monkeypatch, 1, "n2")
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(UsageError, match=rf"{name} should be a number, and is 'two'"):
+        cluster.find()
+
+
 def test_the_batch_script_of_slurm_is_one_process(monkeypatch):
     slurm(monkeypatch, 0, "n2")
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")

@@ -286,6 +286,10 @@ def test_longer_plans_are_estimated_to_take_longer(data):
     ]
     seconds = [estimate.plan(rates, frozen, plan) for plan in plans]
     assert seconds == sorted(seconds) and len(set(seconds)) == 4
+    # every epoch computes every layer where nothing is kept
+    nothing_kept = [estimate.plan(rates, frozen, plan, use_cache=False) for plan in plans]
+    assert nothing_kept[1] - estimate.FIXED > 5 * (seconds[1] - estimate.FIXED)
+    assert nothing_kept[-1] > seconds[-1]
 
 
 @pytest.mark.full
@@ -305,6 +309,9 @@ def test_a_rehearsal_leaves_the_model_as_it_was(data):
     assert [s["name"] for s in stages] == ["a", "b"]
     assert all(np.isfinite(s["loss"]) and s["seconds"] > 0 for s in stages)
     assert stages[0]["trainable"] < stages[1]["trainable"]
+    assert stages[0]["cut"] == "features"
+    (live,) = rehearse(model, data, Plan((stage("a", "head"),)), rule(model), use_cache=False)
+    assert live["cut"] is None and live["trainable"] == stages[0]["trainable"]
 
 
 @pytest.mark.parametrize("slow", [True, False])

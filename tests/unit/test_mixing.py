@@ -12,10 +12,10 @@ from dlzoo.transfer.optim import make_optimizer
 N = 6
 
 
-def batch(number=0, **options):
+def batch(weights=np.ones(N, "float32"), **options):
     """Images that are their own number everywhere, mixed; labels are one-hot."""
     images = np.broadcast_to(np.arange(N, dtype="float32")[:, None, None, None], (N, 20, 10, 3))
-    parts = (images.copy(), np.eye(N, dtype="float32"), np.arange(N, dtype="float32"))
+    parts = (images.copy(), np.eye(N, dtype="float32"), weights)
     dataset = tf.data.Dataset.from_tensors(parts).repeat(30)
     return [
         tuple(p.numpy() for p in x) for x in mixed(dataset, **{"alpha": 0, "seed": 1} | options)
@@ -36,7 +36,7 @@ def test_cutmix_puts_one_rectangle_of_another_image_in():
                 other = int(x[i, foreign][0, 0])
                 assert y[i, other] == pytest.approx(share, abs=1e-6)
                 assert y[i, i] == pytest.approx(1 - share, abs=1e-6)
-                assert w[i] == pytest.approx(share * other + (1 - share) * i, abs=1e-5)
+            assert w[i] == 1
             assert y[i].sum() == pytest.approx(1, abs=1e-6)
     assert seen > 60
 
@@ -56,6 +56,15 @@ def test_mixup_alone_is_what_it_was():
     share, other = np.float32(rng.beta(0.4, 0.4)), rng.permutation(N)
     np.testing.assert_allclose(x[:, 0, 0, 0], share * np.arange(N) + (1 - share) * other, rtol=1e-6)
     np.testing.assert_allclose(y, share * np.eye(N) + (1 - share) * np.eye(N)[other], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [{"alpha": 0.4}, {"cutmix": 1.0}])
+def test_the_loss_of_a_mixed_image_is_the_weighted_sum_of_both(kind):
+    weights = np.float32([0, 0, 1, 2, 7, 0.5])
+    for (_, shares, _), (_, y, w) in zip(batch(**kind), batch(weights, **kind), strict=True):
+        # cross-entropy is linear in the label, and sample i has class i
+        np.testing.assert_allclose(w[:, None] * y, shares * weights, atol=1e-6)
+        np.testing.assert_allclose(y[w > 0].sum(1), 1, atol=1e-6)
 
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
