@@ -5,6 +5,9 @@ BIN = $(VENV)/bin
 JOBS ?= 2
 comma = ,
 
+# Where the environment forbids it, every start would compile TensorFlow's 3,000 modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-full test-resume test-backends test-oldest docs lint types clean
 help:
 	@echo "make demo       set up, then fine-tune the default backbone on the digits of scikit-learn"

@@ -132,6 +132,13 @@ class Resume(Resumable):
         self.watched = _watched(callbacks)
         return self
 
+    def put_weights_back(self) -> None:
+        """Give the model what the checkpoint holds, before anything is computed with it; the fit
+        that goes on puts back everything.
+        """
+        if self._pending is not None:
+            self._assign(self._pending, ("still", "model"))
+
     def put_back(self) -> None:
         """Give model and callbacks what the checkpoint holds, where no fit is to go on."""
         if self._pending is not None:
@@ -320,15 +327,18 @@ class Resume(Resumable):
         """Put back what a checkpoint holds, as often as something may have changed it."""
         if "optimizer" in groups:
             self.model.optimizer.build(self.model.trainable_variables)
-        for name in groups:
-            if name != "metrics" or self._skipped:  # an epoch begins with none
-                file = checkpoint.path / f"{name}.npz"
-                assign(self._variables(name), checkpoint.arrays(name), file)
+        # an epoch begins with no sums of metrics
+        self._assign(checkpoint, [n for n in groups if n != "metrics" or self._skipped])
         self.stage = checkpoint.state["stage"]
         for name, callback in self.watched.items():
             if name in checkpoint.state["callbacks"]:
                 callback.load_state_dict(checkpoint.state["callbacks"][name])
                 callback.load_arrays(checkpoint.arrays(name))
+
+    def _assign(self, checkpoint: Checkpoint, groups: Iterable[str]) -> None:
+        for name in groups:
+            file = checkpoint.path / f"{name}.npz"
+            assign(self._variables(name), checkpoint.arrays(name), file)
 
 
 def build_metrics(model: keras.Model, labels: Any, answers: Any, weights: Any = None) -> None:

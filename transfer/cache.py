@@ -186,7 +186,7 @@ class Frozen:
 
     Args:
         model: from `create_model`. The layers below a place must not train while the
-            activations of that place are in use; if they have, they are new ones.
+            activations of that place are in use; where they may have, `look_again`.
         data: images. rule: how they are made.
         augment: level of the views after the first.
         batch: images computed at a time.
@@ -223,6 +223,7 @@ class Frozen:
         self.workers = workers or Workers()
         self.speed = Speed()
         self._bottoms: dict[str, keras.Model] = {}
+        self._digests: dict[str, str] = {}
         self._shelves: dict[Path, Shelf] = {}
         self._engines: dict[Any, Engine] = {}
 
@@ -232,17 +233,23 @@ class Frozen:
             self._bottoms[place], _ = graph.cut(self.model, place)
         return self._bottoms[place]
 
-    def shelf(self, place: str, view: int, layers: str | None = None) -> Shelf:
-        """Return where the activations of a place and view are kept.
+    def layers(self, place: str) -> str:
+        """Return the `digest` of the layers up to a place, which takes a while for large ones."""
+        if place not in self._digests:
+            self._digests[place] = digest(self.bottom(place))
+        return self._digests[place]
 
-        Args:
-            layers: `digest` of the layers below, if it is known already.
-        """
+    def look_again(self) -> None:
+        """Forget what the layers were: some may have trained."""
+        self._digests.clear()
+
+    def shelf(self, place: str, view: int) -> Shelf:
+        """Return where the activations of a place and view are kept."""
         level = augmentation.level(self.augment) if view else None
         # without a level there is but the one view, whatever its number
         how = {"view": view, "flip": self.data.flip, **asdict(level)} if level else None
         rule = {key: getattr(self.rule, key) for key in ("size", "crop", "interpolation")}
-        layers = layers or digest(self.bottom(place))
+        layers = self.layers(place)
         facts = {"format": FORMAT, "rule": rule, "view": how, "layers": layers}
         folder = root() / files.sha256(json.dumps(facts, sort_keys=True).encode())[:32]
         if folder not in self._shelves:
@@ -254,8 +261,7 @@ class Frozen:
 
     def shelves(self, places: Iterable[str], views: int = 1) -> dict[tuple[str, int], Shelf]:
         """Return the shelves of some places and views."""
-        layers = {place: digest(self.bottom(place)) for place in places}
-        return {(p, v): self.shelf(p, v, layers[p]) for p in layers for v in range(views)}
+        return {(place, v): self.shelf(place, v) for place in places for v in range(views)}
 
     def missing(
         self, places: Iterable[str], splits: Iterable[str], views: Sequence[int] = (0,)
@@ -296,8 +302,7 @@ class Frozen:
 
     def engine(self, places: Sequence[str], work: float | None = None) -> Engine:
         """Return the engine that computes some places in one pass."""
-        layers = {place: digest(self.bottom(place)) for place in places}
-        return self._engine(layers, work)
+        return self._engine({place: self.layers(place) for place in places}, work)
 
     def activations(
         self,

@@ -311,6 +311,9 @@ class _Training:
         if index and not going_on:
             self.best.restore()  # each stage starts from the best model so far
         groups = unfreeze(self.model, stage.unfreeze, train_bn=self.plan.train_bn)
+        if resume and going_on:
+            resume.put_weights_back()  # an earlier stage may have trained what is frozen now
+        self.frozen.look_again()
         regularize(self.model.layers, self.plan.l1, self.plan.l2)
         facts = {
             "name": stage.name,

@@ -6,17 +6,24 @@ numbers of docs/RELIABILITY.md. The few tests that are not marked `long` are in 
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
 from functools import partial
+from pathlib import Path
 
 import nursery
 import pytest
-from nursery import run
 
+# What frozen layers compute is computed once for all, but where that is what is killed.
+HOME = Path(os.environ["DLZOO_HOME"]) / "children"
 STEPS = 30  # 3 stages of 2 epochs of 5 steps
 long = pytest.mark.long
+
+
+def run(out, *prepare, **settings):
+    return nursery.run(out, *prepare, **{"home": HOME} | settings)
 
 
 def until_done(out, *deaths, **settings):
@@ -55,7 +62,7 @@ def copy(cut, tmp_path):
 
 @long
 def test_t0_control(whole, tmp_path):
-    assert until_done(tmp_path) == whole
+    assert until_done(tmp_path, home=tmp_path / "home") == whole
     tidy(tmp_path)
 
 
@@ -106,9 +113,20 @@ SHORT = {"in an epoch"}
     "point", [pytest.param(p, marks=[] if p in SHORT else [long]) for p in POINTS]
 )
 def test_fault_29_t2_killed(whole, tmp_path, point, seen):
-    assert until_done(tmp_path, POINTS[point], quiet=False) == whole
+    home = tmp_path / "home" if "cache" in point else HOME
+    assert until_done(tmp_path, POINTS[point], quiet=False, home=home) == whole
     if point == "in an epoch":
         seen(line(tmp_path, "going on"))
+
+
+@long
+def test_fault_29_t2_killed_where_layers_are_frozen_again(tmp_path):
+    """What an earlier stage trained is computed once for a later one, by its trained weights."""
+    results = []
+    for name, deaths in (("whole", ()), ("cut", (18, 6))):
+        dying = (partial(nursery.at_step, step) for step in deaths)
+        results.append(until_done(tmp_path / name, *dying, stages="all:2,C4:2,head:2"))
+    assert results[0] == results[1]
 
 
 @long
@@ -151,7 +169,7 @@ def test_t4_how_often_it_is_saved_changes_nothing(whole, tmp_path, every):
 @long
 @pytest.mark.parametrize("calls", [1, 8])
 def test_t4_nor_does_how_many_images_are_made_at_once(whole, tmp_path, calls):
-    assert run(tmp_path, partial(nursery.parallel_calls, calls)) == 0
+    assert run(tmp_path, partial(nursery.parallel_calls, calls), home=tmp_path / "home") == 0
     assert nursery.result(tmp_path) == whole
 
 

@@ -192,6 +192,29 @@ def test_without_room_for_activations_every_layer_is_computed(data, monkeypatch,
     assert any("going on in stage head, epoch 2" in line for line in said)
 
 
+def test_a_stage_that_freezes_what_was_trained_goes_on_on_it(data, tmp_path):
+    """Activations are those of the layers as they were trained, not as a model begins with them."""
+    rate = {"lr": 0.05, "epochs": 2, "optimizer": "sgd"}
+    plan = Plan((stage("all", "all", **rate), stage("head", "head", **rate)), taps=())
+    options = {"use_cache": True, "save_every": 1, "deterministic": True} | QUIET
+
+    def stop(line):
+        if "stage head  1/2" in line:
+            raise KeyboardInterrupt
+
+    def make():
+        return build("lenet5", in_chans=3)
+
+    whole = make()
+    rows = train(whole, data, plan, rule(whole), folder=tmp_path / "whole", **options).rows
+    with pytest.raises(KeyboardInterrupt):
+        train(make(), data, plan, rule(whole), folder=tmp_path, log=stop, **options)
+    model = make()
+    again = train(model, data, plan, rule(model), folder=tmp_path, resume=True, **options)
+    assert not moved(values(whole), model)
+    assert [row["val_loss"] for row in again.rows] == [row["val_loss"] for row in rows]
+
+
 @pytest.mark.full
 def test_room_for_the_activations_of_one_stage_is_used(data, monkeypatch, tmp_path):
     monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))

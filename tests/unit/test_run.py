@@ -356,7 +356,7 @@ def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, a
     console.setup(quiet=False)
     seconds = {(1, "light"): 20.0, (2, "light"): 200.0, (2, "medium"): 2000.0}
 
-    def needed(rates, frozen, plan):
+    def needed(rates, frozen, plan, use_cache):
         return seconds[len(plan.stages), plan.augment] * plan.stages[-1].views / 6
 
     monkeypatch.setattr(estimate, "rates", lambda frozen, places: None)
