@@ -131,8 +131,8 @@ class Classifier:
         """
         key = (data.fingerprint, split)
         if key not in self._answered:
-            self._answered[key] = self._answer(data, split)
-        return self._answered[key].copy()
+            self._answered[key] = self._logits(data, split)
+        return to_probabilities(self._answered[key], self.task)
 
     def temper(self, temperature: float) -> None:
         """Divide the logits by a temperature, for good: no answer changes, but how sure it is.
@@ -142,10 +142,12 @@ class Classifier:
         for variable in self.model.get_layer("logits").weights:
             variable.assign(variable / temperature)
         self.origin["temperature"] = temperature * self.origin.get("temperature", 1.0)
-        self._answered.clear()
+        for logits in self._answered.values():
+            logits /= temperature
 
     @cached_property
     def _answered(self) -> dict[tuple[str, str], np.ndarray]:
+        """The logits for splits."""
         return {}
 
     @cached_property
@@ -153,7 +155,7 @@ class Classifier:
         """What computes the layers above a place, traced once for all splits."""
         return {}
 
-    def _answer(self, data: Data, split: str) -> np.ndarray:
+    def _logits(self, data: Data, split: str) -> np.ndarray:
         from ..data.pipeline import batches, surfacing
         from ..zoo import graph
         from . import engine
@@ -172,7 +174,7 @@ class Classifier:
                 whole = self._forward(next(iter(images))[0].numpy())
                 off = np.abs(whole - logits[some]).max() / max(np.abs(whole).max(), 1.0)
                 if off <= AGREE:
-                    return to_probabilities(logits, self.task)
+                    return logits
                 warnings.warn(
                     f"activations from the cache are off by {off:.1e}: computing all layers",
                     stacklevel=2,
@@ -180,8 +182,7 @@ class Classifier:
             work = graph.gmacs(self.model) * data.splits[split]
             run = engine.frozen(self.model, work=work)
             images = batches(data, split, self.preprocess, batch=32)
-            logits = np.concatenate([run(x.numpy())[0] for x, *_ in images])
-        return to_probabilities(logits, self.task)
+            return np.concatenate([run(x.numpy())[0] for x, *_ in images])
 
     @cached_property
     def _forward(self) -> Callable[[np.ndarray], np.ndarray]:

@@ -2,11 +2,13 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 from dlzoo import zoo
+from dlzoo.data import load_data
 from dlzoo.errors import ModelError
 from dlzoo.transfer.classifier import Classifier, to_probabilities
 from dlzoo.zoo.spec import Preprocess
@@ -60,11 +62,17 @@ def test_probabilities_are_those_of_the_logits_and_do_not_overflow():
 def test_a_temperature_divides_the_logits(name):
     """Of SqueezeNet, too, which puts a ReLU and a mean behind them."""
     keras.utils.set_random_seed(0)
-    model = zoo.create_model(name, num_classes=3, input_shape=(32, 32, 3), preprocess=RULE)
-    made = Classifier(model, CLASSES, "multiclass", RULE, {})
+    rule = replace(RULE, size=32)
+    model = zoo.create_model(name, num_classes=3, input_shape=(32, 32, 3), preprocess=rule)
+    made = Classifier(model, CLASSES, "multiclass", rule, {})
     images = np.random.default_rng(0).uniform(0, 255, (5, 32, 32, 3)).astype("float32")
     before, answers = made.model(images).numpy(), made.probabilities(images)
+    many = np.random.default_rng(1).integers(0, 255, (12, 32, 32, 3)).astype("uint8")
+    data = load_data((many, [*"abc"] * 4), val_split=0.0, test_split=0.0)
+    made.answers(data, "train")  # is remembered, and tempered with the rest
     made.temper(0.5)
+    anew = Classifier(made.model, CLASSES, "multiclass", rule, {}).answers(data, "train")
+    np.testing.assert_allclose(made.answers(data, "train"), anew, rtol=1e-4)
     np.testing.assert_allclose(made.model(images), 2 * before, rtol=1e-5, atol=1e-6)
     assert made.origin["temperature"] == 0.5
     assert (made.probabilities(images).max(1) > answers.max(1)).all()
