@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-JOBS ?= 2
+JOBS ?= 3
 comma = ,
 
 # Where the environment forbids it, every start would compile TensorFlow's 3,000 modules again.

@@ -30,7 +30,8 @@ def examine() -> dict[str, Any]:
 
     Returns:
         versions, backend, cpu_cores, gpus, device and device_reason (what `--device auto`
-        means here), strategy and strategy_reason (the same of `--strategy auto`), memory_gb and
+        means here), strategy and strategy_reason (the same of `--strategy auto`), start (whether
+        imported modules are compiled only once), memory_gb and
         disk_gb (free / total), cache and cache_mb, weights (by model: ready without a download
         or not), extras (installed, or how to), problems (what keeps dlzoo from working; empty
         is healthy).
@@ -51,6 +52,7 @@ def examine() -> dict[str, Any]:
         "device_reason": f"{len(gpus)} GPU found" if gpus else _why_no_gpu(),
         "strategy": strategy,
         "strategy_reason": why,
+        "start": _start(),
         "memory_gb": _memory(),
         "disk_gb": round(free / 1e9, 1),
         "cache": str(cache),
@@ -87,6 +89,7 @@ def render(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("GPUs", ", ".join(found["gpus"]) or "none"),
         ("device auto", f"{found['device']} ({found['device_reason']})"),
         ("strategy auto", f"{found['strategy']} ({found['strategy_reason']})"),
+        ("start", found["start"]),
         ("memory", f"{memory} free"),
         ("disk", f"{found['disk_gb']} GB free"),
         ("cache", f"{found['cache']} ({found['cache_mb']} MB)"),
@@ -131,6 +134,17 @@ def _why_no_gpu() -> str:
     if shutil.which("nvidia-smi"):
         return "TensorFlow sees no GPU though a driver is there: pip install 'dlzoo[gpu]'"
     return "no GPU found"
+
+
+def _start() -> str:
+    """Return whether what Python compiles of TensorFlow is kept, once it has been imported."""
+    spec = importlib.util.find_spec("tensorflow")
+    if spec is None or spec.origin is None:
+        return "unknown"
+    if Path(importlib.util.cache_from_source(spec.origin)).exists():
+        return "modules are compiled already"
+    where = Path(spec.origin).parents[1]
+    return f"compiles thousands of modules each time: python -m compileall -q '{where}'"
 
 
 def _memory() -> tuple[float | None, float | None]:

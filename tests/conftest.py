@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `golden` and `known_gaps`
 from dlzoo.errors import DlzooError
 from known_gaps import KNOWN_GAPS
 
-MUCH = 3 << 30  # bytes
+MUCH, MORE = 3 << 30, 1 << 30  # bytes
 
 
 @pytest.hookimpl(wrapper=True)
@@ -48,13 +48,25 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 50)
 
 
+_after = [0]  # bytes in use when garbage was last looked for
+
+
 @pytest.hookimpl(trylast=True)  # after the fixtures have let go
 def pytest_runtest_teardown():
-    """Look for garbage where much memory is in use: models are few objects, but large ones."""
+    """Look for garbage where much memory has come into use: models are few objects, but large.
+
+    Not where what is in use stays: to look takes a second by then.
+    """
+    if _in_use() > max(MUCH, _after[0] + MORE):
+        gc.collect()
+        _after[0] = _in_use()
+
+
+def _in_use() -> int:
     with contextlib.suppress(OSError):  # Linux tells how much
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        if pages * os.sysconf("SC_PAGE_SIZE") > MUCH:
-            gc.collect()
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def pytest_sessionfinish():

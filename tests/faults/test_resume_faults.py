@@ -63,6 +63,7 @@ def test_fault_25_out_of_memory_halves_the_batch_and_keeps_the_step(tmp_path, mo
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.full
 def test_fault_25_not_for_ever(tmp_path, monkeypatch, raises):
     tried = too_large(monkeypatch, 0)
     with raises("resource.oom", 5):

@@ -1,6 +1,7 @@
 """The command line: what each verb takes, prints and exits with."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -356,6 +357,17 @@ def test_doctor_tells_what_would_be_used(call):
     assert (code, found["problems"], found["backend"]) == (0, [], "tensorflow")
     assert found["weights"]["efficientnet_lite0"] is True
     assert found["device"] == ("gpu" if found["gpus"] else "cpu")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_doctor_tells_where_each_start_compiles_everything_again(call, monkeypatch, tmp_path, kept):
+    file = Path(importlib.util.find_spec("tensorflow").origin)
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    if kept:
+        (cached := Path(importlib.util.cache_from_source(file))).parent.mkdir(parents=True)
+        cached.touch()
+    said = next(x for x in call("doctor")[1].splitlines() if x.startswith("start "))
+    assert ("compileall" in said) != kept
 
 
 def test_doctor_fails_where_nothing_can_work(call, monkeypatch):

@@ -132,6 +132,7 @@ def test_it_stops_at_a_loss_that_is_no_number():
     assert error.value.id == "train.no-rate"
 
 
+@pytest.mark.full
 def test_it_suggests_a_rate_that_trains():
     finder = LRFinder(1e-5, 10, steps=120)
     model = make("adam")

@@ -229,6 +229,7 @@ def test_missing_the_gate_keeps_the_run(photos, tmp_path):
     assert stages[0]["epochs"] == 1 and stages[0]["lr"] == 1e-9
 
 
+@pytest.mark.full
 def test_resuming_a_finished_run_finds_it(run, photos, capsys):
     """Fault 37."""
     asked = {**FAST, "out": str(run.path.parent), "resume": "auto", "quiet": False}
@@ -239,6 +240,7 @@ def test_resuming_a_finished_run_finds_it(run, photos, capsys):
     assert "it keeps its own tta; another run of it: dlzoo ensemble" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_what_one_run_decides_of_the_data_is_not_for_the_next(photos, tmp_path):
     data = load_data(photos)
     asked = {"out": str(tmp_path), **FAST, "size": 32, "epochs": 1}
