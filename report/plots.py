@@ -172,7 +172,8 @@ def reliability(series: Mapping[str, Sequence[Sequence[float]]], path: Path | st
     axis.set_xlim(-0.02, 1.04)
     axis.set_ylim(-0.04, 1.06)
     axis.grid(alpha=0.25)
-    axis.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor="none")
+    # dots lie anywhere within the axes
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False, columnspacing=1)
     save(figure, path)
 
 

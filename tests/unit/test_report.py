@@ -9,6 +9,7 @@ from dlzoo.errors import DlzooError
 from dlzoo.report import calibration, doubts, metrics, plots, predictions, robustness
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from sklearn import metrics as sk
 
@@ -387,3 +388,17 @@ def test_reliability_and_sizes_are_drawn(tmp_path):
     plots.sizes([30, 100, 4000], 224, tmp_path / "c.png")
     for name in "abc":
         shown(tmp_path / f"{name}.png")
+
+
+def test_the_legend_of_the_reliability_diagram_hides_no_dot(monkeypatch, tmp_path):
+    def save(figure, path):
+        FigureCanvasAgg(figure).draw()
+        (axis,) = figure.axes
+        legends = [*figure.legends, *filter(None, [axis.get_legend()])]
+        assert not any(axis.bbox.overlaps(each.get_window_extent()) for each in legends)
+        counted.append(len(legends))
+
+    counted = []
+    monkeypatch.setattr(plots, "save", save)
+    plots.reliability({"a": [[3, 0.1, 1.0]], "b": [[3, 0.9, 0.0]]}, tmp_path / "a.png")
+    assert counted == [1]
