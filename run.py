@@ -122,12 +122,17 @@ class Run:
                 where=self.path,
                 fix="give photos: --data DIR",
             )
-        return load_data(
+        data = load_data(
             config["data"],
+            val_split=0.0,  # the manifest has all there are: of a run without test photos, none
+            test_split=0.0,
             split_file=self.directory.manifest,
             ignore_classes=config.get("ignore_class", ()),
             task=config.get("task", "auto"),
         )
+        if (flip := config.get("flip")) in ("on", "off"):
+            data.flip = flip == "on"
+        return data
 
     @property
     def _changed(self) -> bool:
@@ -188,7 +193,7 @@ class Run:
     def _answers(self, data: Data, split: str, tta: bool = False) -> tuple[np.ndarray, np.ndarray]:
         asked = self._mirrored if tta else self.classifier
         if not len(labels := data.labels(split)):
-            raise DataError("data.empty-split", f"there are no {split} photos", where=data.name)
+            raise _empty(split, data.name)
         return labels, asked.answers(data, split)
 
     def _asked(self, split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -375,12 +380,18 @@ class Run:
         return plots.gallery(images, titles)
 
     def most_confused(self, n: int = 10) -> list[tuple[str, str, int]]:
-        """Return (true class, predicted class, images) of the test split, most frequent first."""
+        """Return (true class, predicted class, images) of the test split, most frequent first.
+
+        Raises:
+            UsageError: `run.multilabel`. DataError: `data.empty-split`.
+        """
         if self.classifier.task == "multilabel":
             raise UsageError("run.multilabel", "a multilabel task has no pairs of confused classes")
         from .report import doubts
 
-        return doubts.pairs(self.metrics["test"]["confusion"], self.classifier.classes)[:n]
+        if not (figures := self.metrics["test"]):
+            raise _empty("test", self.path)
+        return doubts.pairs(figures["confusion"], self.classifier.classes)[:n]
 
     def as_code(self) -> str:
         """Return a Python program that does the same with plain Keras, to be changed at will.
@@ -515,6 +526,10 @@ class Run:
             + (f"report: {self.page}" if self.page.is_file() else "plots/")
         )
         return "\n".join(lines)
+
+
+def _empty(split: str, where: object) -> DataError:
+    return DataError("data.empty-split", f"there are no {split} photos", where=where)
 
 
 def load_run(path: Path | str) -> Run:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -85,6 +86,25 @@ def test_a_run_is_loaded_and_answers_the_same(run, photos):
     assert all(len(a.top) == 2 and a.error is None for a in answers)
     before = run.predict(files[0], topk=2)[0].top
     assert dict(answers[0].top) == pytest.approx(dict(before), abs=1e-5)
+
+
+def test_a_run_without_test_photos_has_none_when_it_is_loaded(run, tmp_path):
+    """Photos it was trained on would be called test photos, and be answered rightly."""
+    shutil.copytree(run.path, copied := tmp_path / "run")
+    for name, old, new in (
+        ("data_manifest.csv", ",test", ",train"),
+        ("config.toml", 'flip = "auto"', 'flip = "off"'),
+    ):
+        text = (copied / name).read_text()
+        assert old in text
+        (copied / name).write_text(text.replace(old, new))
+    (copied / "metrics.json").write_text(json.dumps(run.metrics | {"test": None}))
+    again = load_run(copied)
+    again.__dict__["classifier"] = run.classifier  # which takes a second to load
+    assert again.data.splits == {"train": 54, "val": 6, "test": 0} and again.data.flip is False
+    for ask in (again.evaluate, again.top_losses, again.most_confused):
+        with pytest.raises(DataError, match=r"data\.empty-split.*no test photos"):
+            ask()
 
 
 def test_pain_03_other_photos_are_matched_by_class_name(run, tmp_path):
