@@ -132,9 +132,12 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
         f"The accuracy is measured on {figures['n']:,} photos: with others like them it may be "
         f"anything from {100 * low:.1f} to {100 * high:.1f} % (95 % interval)."
     )
+    made = f"One run with one seed ({facts['plan']['seed']})"
+    if facts["ensemble"]:
+        made = f"One ensemble of {len(facts['ensemble']['members'])} models"
     found.append(
-        f"One run with one seed ({facts['plan']['seed']}): another seed or another split gives "
-        "other figures, often by as much as the interval is wide."
+        f"{made}: another seed or another split gives other figures, often by as much as the "
+        "interval is wide."
     )
     few = [name for name, row in figures["per_class"].items() if row["support"] < FEW]
     if few:
@@ -145,11 +148,13 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
             f"{leaks:,} images of equal content lie in more than one split: what was learnt by "
             "heart counts as right."
         )
+    kind = "Test" if facts["main"] == "test" else "Validation"
     found.append(
-        "Test photos come from the same source as the training photos. Other cameras, places or "
-        "years are likely to do worse: dlzoo eval RUN --data DIR tells how much."
+        f"{kind} photos come from the same source as the training photos. Other cameras, places "
+        "or years are likely to do worse: dlzoo eval RUN --data DIR tells how much."
     )
-    found.append("Whatever is shown, the model answers with one of its classes.")
+    answers = "its labels, or none" if facts["task"] == "multilabel" else "one of its classes"
+    found.append(f"Whatever is shown, the model answers with {answers}.")
     return found
 
 

@@ -4,7 +4,10 @@ import base64
 import csv
 import hashlib
 import json
+import re
+import shutil
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -219,6 +222,32 @@ def test_without_the_photos_the_rest_is_told(run, photos):
     assert "temperature" in shown.text  # it is known from before
     for name, row in run.metrics["test"]["per_class"].items():
         assert any(cells[0] == name and cells[-1] == str(row["support"]) for cells in shown.rows)
+
+
+def test_an_ensemble_of_several_labels_is_told_as_what_it_is(run, tmp_path):
+    """Also: its figures are those of the model that was saved, not of its members' answers."""
+    shutil.copytree(run.path, copied := tmp_path / "run")
+    member = {"model": "a", "acc": 0.5, "loss": 1.0, "test": 0.5, "in": True}
+    told = {"average": "logits", "members": [member, member], "acc": 0.123, "loss": 9.8765}
+    (copied / "metrics.json").write_text(json.dumps(run.metrics | {"ensemble": told}))
+    config = (copied / "config.toml").read_text()
+    (copied / "config.toml").write_text(re.sub(r"(?m)^data = .*", 'data = "gone"', config))
+    again = load_run(copied)
+    again.__dict__["classifier"] = replace(run.classifier, task="multilabel")
+    text = Page(again.report()).text.replace("\N{NO-BREAK SPACE}", " ")
+    val = run.metrics["val"]
+    reached = f"an accuracy of {100 * val['accuracy']:.1f} % and a loss of {val['log_loss']:.4f}"
+    for words in (
+        reached,
+        "validation accuracy, each label by itself",
+        "test accuracy, all labels of a photo right",
+        "One ensemble of 2 models: another seed",
+        "answers with its labels, or none",
+        ", of the first member",
+    ):
+        assert words in text, words
+    assert "9.8765" not in text and "One run" not in text and "one of its classes" not in text
+    assert "accuracy (test, all labels right)" in (copied / "MODEL_CARD.md").read_text()
 
 
 TINY = {"weights": "none", "stages": "all:1", "size": 32, "quiet": True}
