@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..transfer.classifier import Classifier
 
 TOP = 5  # classes in an answer, unless asked for others
+SMALLER_PHOTO = "send a smaller photo, or start the service with a larger --max-pixels"
 DRAINED = 4  # of a too large body, times the limit, before the line is cut in the middle of it
 _MODEL = re.compile(r"(?P<name>[^/:]+)(/versions/(?P<version>\d+))?(?P<what>/metadata|:predict)?")
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
@@ -272,10 +273,11 @@ def _number(text: str, most: int) -> int:
 
 def _told(error: DlzooError, more: Any = None) -> Response:
     """Return an error as a response; whatever the client sent wrongly is 4xx."""
+    status, fix = 400, error.hint
     if isinstance(error, Refused):
         status = error.status
-    else:
-        status = 413 if error.id == "data.image-too-large" else 400
-    told = {"error": error.message, "id": error.id} | ({"fix": error.hint} if error.hint else {})
+    elif error.id == "data.image-too-large":
+        status, fix = 413, SMALLER_PHOTO
+    told = {"error": error.message, "id": error.id} | ({"fix": fix} if fix else {})
     headers = _HEADERS | dict(more or {}) | ({"Retry-After": "1"} if status == 503 else {})
     return JSONResponse(told, status_code=status, headers=headers)

@@ -257,6 +257,7 @@ def test_a_bomb_and_a_form_without_a_file_are_refused(client, tmp_path):
     bomb = giant(tmp_path / "bomb.png").read_bytes()[:290_000]
     answer = client.post("/predict", content=bomb)
     assert (answer.status_code, answer.json()["id"]) == (413, "data.image-too-large")
+    assert "--max-pixels" in answer.json()["fix"]
     answer = client.post(PREDICT, json=FILES | {"instances": [b64(bomb[:9000])]})
     assert (answer.status_code, answer.json()["id"]) == (413, "data.image-too-large")
     form = {"headers": {"content-type": "multipart/form-data; boundary=x"}}
