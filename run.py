@@ -493,6 +493,8 @@ class Run:
         for later in failed[1:]:
             console.say(later.render())
         if failed:
+            for figures in done.values():
+                console.say(f"written all the same: {figures['path']}")
             raise failed[0]
         return done
 

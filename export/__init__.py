@@ -109,7 +109,9 @@ def export(
     kind = FORMATS[format]
     chosen = kind.fitting(options)
     if path.exists():
-        raise UsageError("export.exists", "there is something already", where=path)
+        raise UsageError(
+            "export.exists", "there is something already", where=path, fix="remove it, or move it"
+        )
     classifier = classifier.float32()
     photos = images if isinstance(images, Photos) else Photos.of(classifier, images)
     about = describe(classifier, format, kind, chosen)

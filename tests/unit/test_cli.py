@@ -247,13 +247,19 @@ def test_a_name_with_control_characters_does_not_reach_the_terminal(call, run_mo
     assert call("predict", "runs/x", "a\n\x1b[31mb.jpg")[1].startswith(r"a\n\x1b[31mb.jpg  ")
 
 
-def test_export_prints_where_it_is_and_its_parity(call, run_module):
+def test_export_prints_where_it_is_and_its_parity(call, run_module, monkeypatch):
     code, out, errors = call("export", "runs/x", "--to", "savedmodel", "--tolerance", "1e-4")
     assert (code, out) == (0, "savedmodel  runs/x/export/savedmodel\n")
     assert "max_difference 3e-07" in errors
     default = {"images": None, "quantize": None, "max_drop": 1.5, "batch": None}
     default |= {"tolerance": 1e-4, "allow_flex": False}
     assert run_module.run.exported == (("savedmodel",), default)
+    judged = {"float": 0.95, "quantized": 0.9375, "n": 80}
+    figures = {"path": "x", "max_difference": 0.1, "accuracy": judged}
+    with monkeypatch.context() as changed:
+        changed.setattr(run_module.run, "export", lambda *_, **__: {"tflite": figures})
+        told = call("export", "runs/x", "--to", "tflite", "--quantize", "int8")[2]
+    assert "accuracy 95.0% -> 93.8% on 80 validation photos" in told
     flags = ["--quantize", "int8", "--max-drop", "2", "--batch", "8", "--allow-flex"]
     assert call("export", "runs/x", "--to", "keras,tflite", *flags)[0] == 0
     asked = default | {"quantize": "int8", "max_drop": 2, "batch": 8, "allow_flex": True}

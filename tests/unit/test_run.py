@@ -175,6 +175,19 @@ def test_a_broken_photo_for_the_check_of_an_export_is_named(run, photos, tmp_pat
         run.export("savedmodel", images=[tmp_path / "none.jpg"])
 
 
+def test_what_was_written_is_told_beside_what_was_refused(run, photos, monkeypatch, capsys):
+    def export(classifier, path, name, **_):
+        if name == "keras":
+            raise ExportError("export.parity", "too different")
+        return {"path": str(path)}
+
+    monkeypatch.setattr("dlzoo.export.export", export)
+    console.setup()
+    with pytest.raises(ExportError, match="too different"):
+        run.export("keras", "tflite", images=[photos / "red" / "0.jpg"])
+    assert "written all the same: " in (told := capsys.readouterr().err) and ".tflite" in told
+
+
 def test_worst_and_confused_images_are_named(run):
     worst = run.top_losses(3)
     assert len(worst) == 3
