@@ -21,8 +21,6 @@ from .zoo import resolve
 if TYPE_CHECKING:
     from .transfer.classifier import Classifier
 
-MEMBERS = "members"  # folder of the runs that an ensemble trains
-
 
 def make_job(config: FinetuneConfig, source: Any) -> Job:
     """Return what does the job that the settings ask for: of one model or of several."""
@@ -150,7 +148,7 @@ class Ensemble(Job):
             "ensemble": 1,  # not the preset's
             "average": "auto",
             "name": str(i + 1),
-            "out": str(directory.path / MEMBERS),
+            "out": str(directory.members),
             "split_file": str(directory.manifest),
             "resume": "auto",
             "time": self.whole.time and max(1, self.whole.time // len(self.backbones)),

@@ -60,6 +60,7 @@ class RunDir:
         self.model = path / "model"
         self.checkpoints = path / "ckpt"  # of a run in training; gone when it has finished
         self.export = path / "export"
+        self.members = path / "members"  # the runs that an ensemble trained
         self._lock: Any = None
 
     @staticmethod

@@ -123,12 +123,18 @@ def _convex(classifier: Classifier, plan: Plan) -> bool:
 
 def _first(directory: RunDir, ensemble: Mapping[str, Any]) -> tuple[RunDir, str]:
     """Return the first member of an ensemble, and what is left out without the others."""
-    members = [RunDir.open(told["run"]) for told in ensemble["members"]]
+    members = [_member(directory, Path(told["run"])) for told in ensemble["members"]]
     how = {"weights": "the average of the weights"}.get(
         ensemble["average"], f"the average of the {ensemble['average']}"
     )
-    paths = ", ".join(str(member.path) for member in members[1:])
+    paths = ", ".join(str(member.path.absolute()) for member in members[1:])
     return members[0], f"{how} of {len(members)} models: this is the first; the others: {paths}"
+
+
+def _member(directory: RunDir, told: Path) -> RunDir:
+    """Open a member: those that the ensemble trained lie in it, wherever it has gone."""
+    own = directory.members / told.name
+    return RunDir.open(own if own.is_dir() else told)
 
 
 def _here(name: str) -> str:

@@ -1,6 +1,7 @@
 """The program that a run gives of itself trains as the run did, with plain Keras."""
 
 import csv
+import json
 import re
 import runpy
 import shutil
@@ -75,6 +76,19 @@ def test_the_program_of_a_finished_run_goes_where_it_is_asked_to(run, tmp_path, 
     (tmp_path / "stopped" / "metrics.json").unlink()
     with pytest.raises(UsageError, match="not come to its end"):
         load_run(tmp_path / "stopped").as_code()
+
+
+def test_an_ensemble_finds_its_members_wherever_it_has_gone(run, tmp_path):
+    """A program asked for in another folder than the one it was trained from, or of a moved run."""
+    moved = tmp_path / "moved"
+    for name in ("", "members/1", "members/2"):
+        shutil.copytree(run.path, moved / name, dirs_exist_ok=True)
+    told = {"average": "logits", "members": [{"run": f"runs/both/members/{i}"} for i in (1, 2)]}
+    (moved / "metrics.json").write_text(json.dumps(run.metrics | {"ensemble": told}))
+    again = load_run(moved)
+    again.__dict__["classifier"] = run.classifier  # which takes a while to load
+    text = again.as_code()
+    assert f"this is the first; the others: {moved / 'members' / '2'}" in text
 
 
 @pytest.mark.full
