@@ -147,7 +147,8 @@ def _rehearsed(found: dict[str, Any], as_json: bool) -> None:
 @click.option("--data", metavar="DIR", help="Other labelled photos of the same classes.")
 @click.option("--split", help="train, val or test.  [default: test; with --data all photos]")
 @click.option("--tta", is_flag=True, help="Average over each photo and its mirror image.")
-@click.option("--fail-under", type=float, metavar="0..1", help="Exit 9 if accuracy is below.")
+@click.option("--fail-under", type=click.FloatRange(0, 1), metavar="0..1",
+              help="Exit 9 if accuracy is below.")  # fmt: skip
 @json_option
 def evaluate(
     run: str,

@@ -193,6 +193,7 @@ def test_eval_prints_the_figures_and_keeps_the_gate(call, run_module):
     code, out, errors = call("eval", "runs/x", "--fail-under", "0.91")
     assert (code, out) == (9, text)
     assert "error[gate.fail-under]: accuracy 0.9000 < 0.91" in errors
+    assert call("eval", "runs/x", "--fail-under", "90")[0] == 2  # no gate is missed: none is there
 
 
 def test_predict_keeps_the_order_and_tells_bad_photos(call, run_module):
