@@ -8,12 +8,12 @@ import gzip
 import lzma
 import math
 import os
-import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -39,6 +39,7 @@ _PACKED: dict[bytes, Callable[..., Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
 }
+_ENCRYPTED, _UTF8 = 1 << 0, 1 << 11  # flags of a zip's member
 _Member = tuple[str, IO[bytes] | None]  # None: a folder
 
 
@@ -57,15 +58,17 @@ def unpack(path: Path) -> Path:
         raise DataError("data.archive", f"cannot be read: {error.strerror}", where=path) from error
     if target.is_dir():
         return target
-    target.parent.mkdir(exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
     try:
-        _unpack(path, temporary)
-        try:
-            os.replace(temporary, target)
-        except OSError:  # another process was faster
-            if not target.is_dir():
-                raise
+        target.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=".part-", dir=target.parent, ignore_cleanup_errors=True
+        ) as temporary:
+            _unpack(path, Path(temporary))
+            try:
+                os.replace(temporary, target)
+            except OSError:  # another process was faster
+                if not target.is_dir():
+                    raise
     except (DataError, ResourceError):
         raise
     except Exception as error:  # zipfile and tarfile raise anything on damaged files
@@ -77,8 +80,6 @@ def unpack(path: Path) -> Path:
         raise DataError(
             "data.archive", f"cannot be unpacked: {reason}", where=path, fix="download it again"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -132,16 +133,32 @@ def _safe(path: Path, name: str) -> PurePosixPath:
     return inside
 
 
+def _named(info: zipfile.ZipInfo) -> str:
+    """Return a member's name. macOS and Info-ZIP write UTF-8 without saying so."""
+    name = info.orig_filename
+    if not info.flag_bits & _UTF8:
+        with suppress(UnicodeError):  # then it is the old code page, as zipfile has taken it
+            name = name.encode("cp437").decode()
+    return name
+
+
 def _zip(path: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            name = info.orig_filename
+            name = _named(info)
             if info.is_dir():
                 yield name.rstrip("/") or "/", None
                 continue
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG):
                 raise _unsafe(path, f"{name!r} is a link or a device")
+            if info.flag_bits & _ENCRYPTED:
+                raise DataError(
+                    "data.archive",
+                    "it is encrypted",
+                    where=path,
+                    fix="unpack it with its password, and give the folder",
+                )
             # the others are unpacked in one piece, whatever its size
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise _unsafe(path, f"{name!r} is compressed by another method than deflate")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DataError, nearest
+from .archive import SUFFIXES as ARCHIVES
 from .decode import claims_image
 from .records import Problem, Record, Source, split_name
 
@@ -40,19 +41,23 @@ def existing(path: Path) -> Path:
         ) from error
 
 
-def read_folder(root: Path) -> Source:
+def read_folder(root: Path, name: str | None = None) -> Source:
     """Return the catalogue of a folder; nothing is decoded.
 
     Class folders are searched to any depth. Dot-files, system files and links in a circle are
     ignored with a note.
+
+    Args:
+        root: the folder.
+        name: what the user calls it, if not by its own name.
 
     Raises:
         DataError: `data.no-classes`, `data.split` (val and valid both), `data.permission`.
     """
     problems: list[Problem] = []
     root = root.absolute()
-    name = root.resolve().name or "data"
-    root = _unwrapped(root)
+    name = name or root.resolve().name or "data"
+    top, root = root, _unwrapped(root)
     folders = _folders(root, root, problems)
     splits = {folder: split_name(folder.name) for folder in folders}
     named = sum(split is not None for split in splits.values())
@@ -70,11 +75,13 @@ def read_folder(root: Path) -> Source:
     records = [record for path, split in classes for record in _class(path, root, split, problems)]
     if not records:
         reason = "has no class folders" if not classes else "has class folders without any file"
+        shown = name if root == top else root.name
+        packed = [e.path for e in _entries(root) if e.name.lower().endswith(ARCHIVES)]
         raise DataError(
             "data.no-classes",
-            f"{root.name!r} {reason}",
+            f"{shown!r} {reason}",
             where=root,
-            fix=TREE.format(name=root.name),
+            fix=f"give the archive inside: {packed[0]}" if packed else TREE.format(name=shown),
         )
     # an empty folder in val or test is a class that lacks there; elsewhere it is a class too small
     names = sorted({path.name for path, split in classes if split in (None, "train")})
@@ -115,7 +122,7 @@ def _split_classes(
 def _unwrapped(root: Path) -> Path:
     """Go down where a folder holds nothing but one folder of folders (archives do that)."""
     while True:
-        inside = [e for e in _entries(root) if not _is_junk(e.name)]
+        inside = [e for e in _entries(root) if not is_junk(e.name)]
         if len(inside) != 1 or not inside[0].is_dir():
             return root
         inner = Path(inside[0].path)
@@ -144,14 +151,15 @@ def _forbidden(path: Path) -> DataError:
 
 
 def _has_folders(folder: Path) -> bool:
-    return any(e.is_dir() and not _is_junk(e.name) for e in _entries(folder))
+    return any(e.is_dir() and not is_junk(e.name) for e in _entries(folder))
 
 
 def _files(folder: Path) -> list[Path]:
-    return [Path(e.path) for e in _entries(folder) if e.is_file() and not _is_junk(e.name)]
+    return [Path(e.path) for e in _entries(folder) if e.is_file() and not is_junk(e.name)]
 
 
-def _is_junk(name: str) -> bool:
+def is_junk(name: str) -> bool:
+    """Say whether a file or folder of that name is the system's, and no data."""
     return name.startswith(".") or name.casefold() in _JUNK
 
 
@@ -164,7 +172,7 @@ def _folders(folder: Path, root: Path, problems: list[Problem]) -> list[Path]:
     found = []
     for entry in _entries(folder):
         key = _key(entry.path, root)
-        if _is_junk(entry.name):
+        if is_junk(entry.name):
             problems.append(Problem(key, "hidden or system file", "ignored"))
         elif entry.is_dir():
             found.append(Path(entry.path))
@@ -205,7 +213,7 @@ def _walk(
             reason = f"a link that leads nowhere ({error.strerror})"
             problems.append(Problem(key, reason, "ignored"))
             continue
-        if _is_junk(entry.name):
+        if is_junk(entry.name):
             problems.append(Problem(key, "hidden or system file", "ignored"))
         elif stat.S_ISDIR(mode):
             yield from _walk(Path(entry.path), root, problems, (*above, here))

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import DataError, UsageError, nearest
@@ -20,7 +20,8 @@ from .memory import read_digits, read_python
 from .records import SPLITS, Problem, Record, Source
 from .scan import Progress, scan
 from .split import split_records
-from .table import apply_split_file, read_table
+from .table import SUFFIXES as TABLES
+from .table import apply_split_file, read_table, table_inside
 from .tfds_source import read_tfds
 
 TASKS = ("auto", "binary", "multiclass", "multilabel")
@@ -47,7 +48,7 @@ def load_data(
     Args:
         source: `digits`; `flowers`; `fashion-mnist`; `tfds:NAME` or `tfds:NAME/CONFIG`; a folder
             of class folders, perhaps below train/, val/ and test/; a CSV file (path, label, perhaps
-            split; labels `a|b` for multilabel); a zip or tar archive of a folder; from Python
+            split; labels `a|b` for multilabel); a zip or tar archive of either; from Python
             also `(images, labels)`, a tf.data.Dataset of (image, label), or a dict of splits.
         task: `auto` takes two classes for binary, several labels to an image for multilabel.
         val_split, test_split: fractions. Splits that the source brings along are kept; a
@@ -154,18 +155,38 @@ def _open(source: Any, task: str, classes: Sequence[str] | None) -> Source:
     if path.is_dir():
         return read_folder(path)
     name = path.name.lower()
-    if name.endswith((".csv", ".tsv")):
+    if name.endswith(TABLES):
         return read_table(path, multilabel=task == "multilabel")
     if name.endswith(ARCHIVES):
-        found = read_folder(unpack(path))
-        found.name = path.name[: -len(next(s for s in ARCHIVES if name.endswith(s)))]
-        return found
+        return _unpacked(path, task)
     raise DataError(
         "data.not-found",
         f"{path.name!r} is a file; a folder of class folders is needed",
         where=path.absolute(),
         fix=f"give the folder, such as {str(path.absolute().parent.parent)!r}, or a CSV file",
     )
+
+
+def _unpacked(path: Path, task: str) -> Source:
+    """Return what an archive holds: the table at its top with its photos, or class folders."""
+    name = path.name[: -len(next(s for s in ARCHIVES if path.name.lower().endswith(s)))]
+    folder = unpack(path)
+    table = table_inside(folder)
+    if table is None:
+        return read_folder(folder, name)
+    found = read_table(table, multilabel=task == "multilabel")
+    for record in found.records:
+        inside = PurePosixPath(record.key)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise DataError(
+                "data.unsafe-archive",
+                f"its table names a file outside: {record.key!r}",
+                where=path,
+                fix="unpack it yourself if you trust it, and give the table",
+            )
+    found.problems.append(Problem(table.name, "the labels are those of this table", "kept"))
+    found.name = name
+    return found
 
 
 def _ignore(source: Source, names: Collection[str]) -> None:

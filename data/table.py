@@ -14,8 +14,10 @@ from pathlib import Path, PurePath
 
 from .. import files
 from ..errors import DataError, nearest
+from .folder import is_junk
 from .records import Record, Source, split_name
 
+SUFFIXES = (".csv", ".tsv")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what is escaped already is escaped once more
 _ESCAPED = re.compile(r"''*[=+\-@\t\r]")
 
@@ -125,6 +127,27 @@ def read_table(path: Path, multilabel: bool = False) -> Source:
             fix="give every row one; where photos may have none or several: --task multilabel",
         )
     return Source(path.stem, found, root, multilabel=many)
+
+
+def table_inside(folder: Path) -> Path | None:
+    """Return the one table of path and label at the top of a folder, or None.
+
+    Folders that hold nothing but one folder are gone through.
+    """
+    while True:
+        inside = [path for path in folder.iterdir() if not is_junk(path.name)]
+        if len(inside) != 1 or not inside[0].is_dir():
+            break
+        folder = inside[0]
+    tables = [path for path in inside if path.suffix.lower() in SUFFIXES and _is_table(path)]
+    return tables[0] if len(tables) == 1 else None
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        return bool(read_csv(path, ("path", "label"), "data.csv"))
+    except DataError:
+        return False
 
 
 def apply_split_file(source: Source, path: Path, ignored: Iterable[str] = ()) -> None:
