@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, nearest
-from .records import Record, Source, Spill, as_pixels, split_name
+from .records import Problem, Record, Source, Spill, as_pixels, split_name
 
 
 def data_dir() -> Path:
@@ -30,24 +31,48 @@ def read_tfds(name: str, alias: str | None = None) -> Source:
 
     Raises:
         DataError: `data.offline` (not prepared, and it cannot be fetched), `data.not-found`
-            (TFDS knows no such dataset), `data.tfds-features` (no image with class labels).
+            (TFDS knows no such dataset), `data.tfds-features` (no image with class labels),
+            `data.split` (no training part).
     """
     folder = _prepared(name)
     builder = _fetch(name, alias) if folder is None else _builder(folder)
     image, label, names, many = _features(builder)
     raw = alias or name.replace("/", "-").replace(":", "-")
-    have = {split: part for split in builder.info.splits if (part := split_name(split))}
-    spill, records = Spill(), []
+    have = _splits(builder, alias or f"tfds:{name}")
+    spill, records = Spill(), list[Record]()
+    problems = [
+        Problem(f"{raw}/{split}", "a split that is none of train, val and test", "ignored")
+        for split in builder.info.splits
+        if split not in have
+    ]
     for split, part in sorted(have.items()):
-        own = None if set(have.values()) == {"train"} else part
         for i, example in enumerate(_examples(builder, split, image)):
-            pixels, found = example[image], example[label]
+            key, pixels, found = f"{raw}/{split}/{i:06d}", example[image], example[label]
+            indices = found.tolist() if many else [int(found)]
+            if min(indices, default=0) < 0:  # so TFDS marks test images whose labels are secret
+                problems.append(Problem(key, "an image without a label", "ignored"))
+                continue
             if not isinstance(pixels, bytes):
                 pixels = as_pixels(pixels, f"{split} {i}")
-            indices = found.tolist() if many else [int(found)]
             labels = tuple(names[k] for k in indices)
-            records.append(Record(f"{raw}/{split}/{i:06d}", labels, spill.add(pixels), own))
-    return Source(raw, records, classes=tuple(names), multilabel=many)
+            records.append(Record(key, labels, spill.add(pixels), part))
+    if {record.split for record in records} == {"train"}:
+        for record in records:
+            record.split = None
+    return Source(raw, records, classes=tuple(names), multilabel=many, problems=problems)
+
+
+def _splits(builder: Any, shown: str) -> dict[str, str]:
+    """Return which of a dataset's splits are train, val and test."""
+    have = {split: part for split in builder.info.splits if (part := split_name(split))}
+    if "train" not in have.values():
+        raise DataError(
+            "data.split",
+            f"{shown!r} has no split called train, only {', '.join(builder.info.splits)}",
+            fix="write its images into folders, or load them with tfds.load and give the datasets "
+            "to dlzoo.load_data as {'train': ...}",
+        )
+    return have
 
 
 def _prepared(name: str) -> Path | None:
@@ -55,8 +80,10 @@ def _prepared(name: str) -> Path | None:
     path, _, version = name.partition(":")
     base = data_dir() / path
     versions = []
-    for folder in base.glob(version or "*.*.*"):
-        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / "dataset_info.json").is_file():
+    for folder in base.glob("*.*.*"):
+        wanted = fnmatch.fnmatchcase(folder.name, version or "*")
+        known = re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
+        if wanted and known and (folder / "dataset_info.json").is_file():
             versions.append(folder)
     return max(versions, key=lambda f: tuple(map(int, f.name.split("."))), default=None)
 

@@ -378,7 +378,19 @@ def prepared(tmp_path_factory):
                 pixels = np.random.default_rng(i).integers(0, 256, (6, 5, 3), np.uint8)
                 yield i, {"image": pixels, "label": i % 3}
 
-    Mini(data_dir=str(place)).download_and_prepare()
+    class Half(Mini):  # its test images are not labelled, and there are more that are no split
+        def _split_generators(self, dl_manager):
+            return {"train": self._examples(0, 24), "test": self._secret(), "extra": self._secret()}
+
+        def _secret(self):
+            yield from ((i, example | {"label": -1}) for i, example in self._examples(24, 33))
+
+    class Odd(Mini):
+        def _split_generators(self, dl_manager):
+            return {"whole": self._examples(0, 24)}
+
+    for kind in (Mini, Half, Odd):
+        kind(data_dir=str(place)).download_and_prepare()
     return place
 
 
@@ -399,6 +411,28 @@ def test_pain_38_tfds_prepared_opens_no_socket(prepared, monkeypatch):
     for split in data.splits:
         for i, row in enumerate(data.labels(split)):
             assert pixels[data.read(split, i).tobytes()] % 3 == row.argmax()
+
+
+def test_tfds_images_without_a_label_are_of_no_class(prepared, monkeypatch):
+    """TFDS writes -1 for a label that is secret: not the last class."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    data = load_data("tfds:half")
+    assert data.classes == ("zebra", "ant", "cow") and len(data) == 24
+    assert data.splits == {"train": 18, "val": 3, "test": 3}
+    assert not [key for key in splits_of(data) if not key.startswith("half/train/")]
+    reasons = {p.path.rsplit("/", 1)[0]: p.reason for p in data.problems if "/0" in p.path}
+    assert reasons == {"half/test": "an image without a label"}
+    assert data.problems[0].path == "half/extra" and len(data.problems) == 10
+    with pytest.raises(DataError, match=r"'tfds:odd' has no split called train, only whole"):
+        load_data("tfds:odd")
+
+
+def test_tfds_versions_that_are_not_there(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    monkeypatch.setenv("DLZOO_OFFLINE", "1")
+    for version in ("/x", "9.9.9", "["):
+        with pytest.raises(DataError, match="is not on this machine"):
+            load_data(f"tfds:mini:{version}")
 
 
 def test_flowers_absent_and_offline(tmp_path, monkeypatch):
