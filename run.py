@@ -236,17 +236,19 @@ class Run:
         """Name what photos show.
 
         Args:
-            photos: one photo, or several: paths, contents of image files, or RGB arrays
-                (height, width, 3) in 0..255; of a folder all images in it, also in folders of
-                it. topk: classes to give for each.
+            photos: one photo, or several: paths, contents of image files, images of Pillow, or RGB
+                arrays (height, width, 3) in 0..255; of a folder all images in it, also in folders
+                of it. topk: classes to give for each.
             tta: average over each photo and its mirror image.
 
         Returns:
             One :class:`Prediction` a photo, in order; an unreadable one has its `error` set.
         """
+        from PIL.Image import Image
+
         from .answers import below
 
-        single = isinstance(photos, (str, Path, bytes)) or getattr(photos, "ndim", 4) < 4
+        single = isinstance(photos, (str, Path, bytes, Image)) or getattr(photos, "ndim", 4) < 4
         given = [photos] if single else photos
         each = (photo for one in given for photo in below(one))
         return list(self.predict_stream(each, topk, tta=tta))

@@ -154,6 +154,18 @@ def _decode(source: bytes | str | Path, limit: int, draft: bool) -> tuple[Probe,
         raise DataError("data.unreadable", _reason(error), where=where) from error
 
 
+def of_pillow(image: Image.Image, where: object = None) -> np.ndarray:
+    """Return an image that Pillow has opened or made, as `decode` returns that of a file.
+
+    Raises:
+        DataError: `data.unreadable`.
+    """
+    try:
+        return _rgb(image)
+    except Exception as error:  # it is read only now
+        raise DataError("data.unreadable", _reason(error), where=where) from error
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -221,17 +222,19 @@ def batches(
     return dataset.apply(tf.data.experimental.assert_cardinality(left))
 
 
-def load_image(source: bytes | str | Path | np.ndarray, preprocess: Preprocess) -> np.ndarray:
+def load_image(source: Any, preprocess: Preprocess) -> np.ndarray:
     """Return an image as evaluation sees it: float32 (size, size, 3) in 0..255.
 
     Args:
-        source: a path, the bytes of an image file, or an array as `load_data` takes it.
+        source: a path, the bytes of an image file, or an array or Pillow's image as `load_data`
+            takes it.
         preprocess: gives size, crop and interpolation.
 
     Raises:
         DataError: as `decode.decode` and `records.as_pixels` do.
     """
-    pixels = as_pixels(source, "image") if isinstance(source, np.ndarray) else decode(source)
+    is_file = isinstance(source, bytes | str | os.PathLike)
+    pixels = decode(source) if is_file else as_pixels(source, "image")
     reduced = reduce_pixels(pixels, shorter_side(preprocess))
     return resize_rule(tf.constant(reduced), preprocess).numpy()
 

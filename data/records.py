@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .. import files
 from ..errors import DataError
@@ -124,8 +127,6 @@ class Record:
             return self.image.read_bytes()
         if isinstance(self.image, Blob) and self.image.shape is None:
             return self.image.bytes()
-        from PIL import Image
-
         buffer = io.BytesIO()
         Image.fromarray(self.pixels()).save(buffer, "png")
         return buffer.getvalue()
@@ -161,17 +162,27 @@ def split_name(text: str) -> str | None:
     return _SPLIT_NAMES.get(text.strip().casefold())
 
 
-def as_pixels(image: np.ndarray, where: str) -> np.ndarray:
+def as_pixels(image: Any, where: str) -> np.ndarray:
     """Return an image array as uint8 RGB (height, width, 3).
 
     Args:
-        image: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); integers or floats in 0..255.
+        image: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); integers or floats in 0..255. Or an image
+            of Pillow, of any mode.
         where: named in the error.
 
     Raises:
         DataError: `data.shape` or `data.range`; floats that never exceed 1 are taken for
-            already scaled images and refused.
+            already scaled images and refused. `data.unreadable` of Pillow's.
     """
+    if isinstance(image, Image.Image):  # as an array a palette's would be its indices
+        return decode.of_pillow(image, where)
+    if isinstance(image, str | bytes | os.PathLike):
+        raise DataError(
+            "data.shape",
+            "a file where pixels are needed",
+            where=where,
+            fix="give a CSV file of path and label, or read it: PIL.Image.open(path)",
+        )
     image = np.asarray(image)
     if image.ndim == 2:
         image = image[..., None]
@@ -181,6 +192,9 @@ def as_pixels(image: np.ndarray, where: str) -> np.ndarray:
             f"an image has shape {image.shape}; (height, width), or (height, width, channels) "
             "with 1, 3 or 4 channels, is needed",
             where=where,
+            fix="put the channels last, as numpy.moveaxis(image, 0, -1) does"
+            if image.ndim == 3 and image.shape[0] in (1, 3, 4)
+            else None,
         )
     image = to_uint8(image, where)
     if image.shape[2] == 4:  # over white, as the decoder does it

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from dlzoo import create_model, load_data, load_run
 from dlzoo.data.decode import decode
 from dlzoo.doctor import EXTRAS
@@ -25,6 +26,7 @@ from dlzoo.zoo import graph
 from dlzoo.zoo.spec import Preprocess
 from odd import train_odd
 from photos import folder, photo
+from PIL import Image
 from tensorflow.python.framework.func_graph import FuncGraph
 
 
@@ -59,7 +61,8 @@ def test_pain_01_scaled_images_are_refused_or_warned_of(odd_run, tmp_path, raise
         load_data((scaled, np.arange(9) % 3))
     right, wrong = run.predict([pixels, scaled[0]])
     file = tmp_path / "a.png"
-    assert [run.predict(x)[0].top for x in (pixels, file, file.read_bytes())] == 3 * [right.top]
+    given = (pixels, file, file.read_bytes(), Image.fromarray(pixels), tf.constant(pixels))
+    assert [run.predict(x)[0].top for x in given] == 5 * [right.top]
     assert right.error is None and wrong.error.startswith("data.range: pixels lie in 0..1")
     with pytest.warns(UserWarning, match="already scaled"):
         run.classifier.probabilities(np.zeros((1, 28, 28, 3), "float32") + 0.5)

@@ -222,6 +222,51 @@ def test_labels_of_arrays_are_all_there_and_of_one_kind():
         load_data((x, [("a", "b"), ("a",)] * 15))
 
 
+def test_what_is_no_label_and_no_image_is_told():
+    x = np.random.default_rng(0).integers(0, 256, (30, 8, 9, 3), np.uint8)
+    y = np.arange(30) % 3
+    for data, id, words in (
+        ((iter(x), y), "data.source", "not "),
+        ((x.transpose(0, 3, 1, 2), y), "data.shape", "put the channels last"),
+        ((["rose.jpg"] * 30, y), "data.shape", "a file where pixels are needed"),
+        ((list((x > 128).astype("uint8")), y), "data.range", "all pixels are 0 or 1"),
+        ((x, None), "data.labels", "labels are names"),
+        ((x, [{"a"}, {"b"}, {"a", "b"}] * 10), "data.labels", "labels are names"),
+        ((x, y.astype("M8[Y]")), "data.labels", "labels are names"),
+        ((x, np.where(y, y, np.inf)), "data.labels", "class numbers"),
+        ((x, ["a", "b", " "] * 10), "data.labels", "10 images have no label, such as image 2"),
+        ({"val": (x, y), "validation": (x, y), "train": (x, y)}, "data.split", "one split"),
+        ({}, "data.no-classes", "no images"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            load_data(data)
+        assert caught.value.id == id
+    with pytest.raises(DataError, match="two classes have one name: c, c, a"):
+        load_data((x, y), classes=["c", "c", "a"])
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "YCbCr", "LA", "HSV"])
+def test_images_of_pillow_are_what_they_show(mode):
+    """Not what numpy.asarray makes of them, such as the indices of a palette."""
+    x = np.random.default_rng(0).integers(0, 256, (9, 8, 9, 3), np.uint8)
+    images = [Image.fromarray(each).convert("L" if mode == "LA" else "RGB") for each in x]
+    images = [each.convert(mode) for each in images]
+    data = load_data((images, list("abc") * 3))
+    for i, key in enumerate(data.keys("train")):
+        shown = images[int(key.split("/")[1])].convert("RGB")
+        np.testing.assert_array_equal(data.read("train", i), shown)
+
+
+def test_an_image_of_pillow_is_turned_as_its_file_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif.tobytes())
+    images = [Image.open(tmp_path / "a.png"), *np.random.default_rng(1).integers(0, 9, (8, 9, 8))]
+    data = load_data((images, list("abc") * 3), val_split=0, test_split=0)
+    np.testing.assert_array_equal(data.read("train", 0), np.rot90(pixels, -1))
+
+
 def test_manifest_reads_back_as_split_file(tmp_path):
     root = folder(tmp_path / "p", ("=1+1", "-rose", "'=x", "@a b"))
     photo(root / "@a b" / 'comma, "quote"\nline \N{ROSE}.png', 99)
@@ -330,6 +375,13 @@ def test_tf_data(tmp_path):
     assert data.classes == ("a", "b", "c") and len(data) == 30
     i = int(data.keys("test")[0].split("/")[1])
     np.testing.assert_array_equal(data.read("test", 0), x[i])
+    names = tf.constant([b"a", b"b", b"c"])
+    assert load_data((x, tf.gather(names, y))).classes == ("a", "b", "c")
+    named, other = dataset.take(21), dataset.skip(21)
+    named.class_names, other.class_names = ["a", "b", "c"], ["a", "c"]  # as Keras does
+    assert load_data(named).classes == ("a", "b", "c")
+    with pytest.raises(DataError, match="different class_names"):
+        load_data({"train": named, "test": other})
     parts = load_data({"train": dataset.take(21), "test": dataset.skip(21)})
     assert parts.splits["test"] == 9 and parts.fingerprint != data.fingerprint
 
@@ -342,6 +394,7 @@ def test_tf_data(tmp_path):
         (slices((x, y, y)), "not 3 things"),
         (slices((x, {"label": y})), "cannot read data from .*'label'"),
         (slices(({"image": x}, y)), "cannot read data from .*'image'"),
+        (iter(dataset), "cannot read data from"),
         (dataset.map(broken), "image 0 of the dataset cannot be computed"),
     ):
         with pytest.raises(DataError, match=words) as caught:
