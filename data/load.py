@@ -14,6 +14,7 @@ from . import decode
 from .archive import SUFFIXES as ARCHIVES
 from .archive import unpack
 from .catalogue import Data
+from .decode import claims_image
 from .folder import existing, read_folder
 from .idx import FASHION, fashion_folder, read_idx
 from .memory import read_digits, read_python
@@ -77,7 +78,7 @@ def load_data(
         ignore_classes = (ignore_classes,)
     found = _open(source, task, classes)
     try:
-        _ignore(found, ignore_classes)
+        unwanted = _ignore(found, ignore_classes)
         _check_names(found)
         files_of = Counter(label for record in found.records for label in record.labels)
         scan(
@@ -88,8 +89,8 @@ def load_data(
             progress=progress,
         )
         if split_file is not None:
-            bad = {p.path for p in found.problems}
-            apply_split_file(found, existing(Path(split_file)), bad)
+            gone = unwanted | {p.path for p in found.problems}
+            apply_split_file(found, existing(Path(split_file)), gone)
         given = {record.split for record in found.records} - {None}
         names = _classes(found, given)
         _check_sizes(found, names, files_of, given, val_split, test_split)
@@ -159,11 +160,14 @@ def _open(source: Any, task: str, classes: Sequence[str] | None) -> Source:
         return read_table(path, multilabel=task == "multilabel")
     if name.endswith(ARCHIVES):
         return _unpacked(path, task)
+    above = str(path.absolute().parent.parent)
     raise DataError(
         "data.not-found",
-        f"{path.name!r} is a file; a folder of class folders is needed",
+        f"{path.name!r} is a file; a folder of class folders, a CSV file or an archive is needed",
         where=path.absolute(),
-        fix=f"give the folder, such as {str(path.absolute().parent.parent)!r}, or a CSV file",
+        fix=f"give the folder, such as {above!r}"
+        if claims_image(path)
+        else f"a table is {' or '.join(TABLES)}, an archive {', '.join(ARCHIVES)}",
     )
 
 
@@ -189,7 +193,8 @@ def _unpacked(path: Path, task: str) -> Source:
     return found
 
 
-def _ignore(source: Source, names: Collection[str]) -> None:
+def _ignore(source: Source, names: Collection[str]) -> set[str]:
+    """Leave classes out; return the keys of the images that go with them."""
     known = {label for record in source.records for label in record.labels}
     known |= set(source.expected) | set(source.classes or ())
     for name in names:
@@ -197,8 +202,7 @@ def _ignore(source: Source, names: Collection[str]) -> None:
             raise UsageError(
                 "usage.ignore-class", f"there is no class {name!r}{nearest(name, known)}"
             )
-    if not names:
-        return
+    before = {record.key for record in source.records}
     kept = []
     for record in source.records:
         left = tuple(label for label in record.labels if label not in names)
@@ -209,6 +213,7 @@ def _ignore(source: Source, names: Collection[str]) -> None:
     source.expected = tuple(name for name in source.expected if name not in names)
     if source.classes:
         source.classes = tuple(name for name in source.classes if name not in names)
+    return before - {record.key for record in kept}
 
 
 def _check_names(source: Source) -> None:

@@ -6,6 +6,7 @@ read back without it, so that names survive the round trip unchanged.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -43,16 +44,19 @@ def write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Sequence[s
 def read_csv(path: Path, needed: Sequence[str], id: str) -> list[dict[str, str]]:
     """Return the rows of a CSV file as dictionaries, keys lower case, cells unescaped.
 
-    Commas, semicolons and tabs separate; a byte-order mark is dropped. A row that ends early
-    has empty cells there.
+    Commas, semicolons and tabs separate; it is UTF-8, or UTF-16 with its mark, as spreadsheets
+    write it. A row that ends early has empty cells there.
 
     Raises:
-        DataError: with `id`, if it cannot be read or a needed column is missing.
+        DataError: with `id`, if it cannot be read, a needed column is missing or there twice, or a
+            row is longer than the first line.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise DataError(id, f"cannot be read: {error.strerror}", where=path) from error
+    return [row for _, row in _numbered(path, needed, id)]
+
+
+def _numbered(path: Path, needed: Sequence[str], id: str) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows as `read_csv` does, each with its number in a spreadsheet."""
+    text = _text(path, id)
     first = text.splitlines()[0] if text.strip() else ""
     delimiter = max(",;\t", key=first.count)
     try:
@@ -68,10 +72,44 @@ def read_csv(path: Path, needed: Sequence[str], id: str) -> list[dict[str, str]]
                 where=path,
                 fix=f"the first line names the columns: {','.join(needed)}",
             )
+    for column in (*needed, "split"):
+        if header.count(column) > 1:
+            raise DataError(id, f"{header.count(column)} columns are called {column!r}", where=path)
     short = dict.fromkeys(header, "")
-    return [
-        short | dict(zip(header, map(unescape, row), strict=False)) for row in rows[1:] if any(row)
-    ]
+    found = []
+    for number, row in enumerate(rows[1:], start=2):
+        if any(cell.strip() for cell in row[len(header) :]):
+            raise DataError(
+                id,
+                f"row {number} has {len(row)} cells, the first line {len(header)}",
+                where=path,
+                fix='put a cell that holds the separator between quotes: "a, b.jpg"',
+            )
+        if any(row):
+            found.append((number, short | dict(zip(header, map(unescape, row), strict=False))))
+    return found
+
+
+def _text(path: Path, id: str) -> str:
+    """Return what a text file says; raises DataError if it is none."""
+    try:
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = content.decode("utf-16")
+        else:
+            text = content.decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise DataError(id, f"cannot be read: {error.strerror}", where=path) from error
+    except UnicodeDecodeError as error:
+        raise DataError(id, f"not whole UTF-16 text: {error.reason}", where=path) from error
+    if "\0" in text[:4096].partition("\n")[0]:
+        raise DataError(
+            id,
+            "not text in UTF-8, or in UTF-16 with its mark",
+            where=path,
+            fix="save it as CSV in UTF-8",
+        )
+    return text
 
 
 def read_table(path: Path, multilabel: bool = False) -> Source:
@@ -88,8 +126,7 @@ def read_table(path: Path, multilabel: bool = False) -> Source:
     root = path.absolute().parent
     records: dict[str, Record] = {}
     multilabel = multilabel or "multilabel" in path.stem.lower()
-    rows = read_csv(path, ("path", "label"), "data.csv")
-    for number, row in enumerate(rows, start=2):
+    for number, row in _numbered(path, ("path", "label"), "data.csv"):
         key = PurePath(row["path"].strip()).as_posix() if row["path"].strip() else ""
         labels = tuple(dict.fromkeys(x.strip() for x in row["label"].split("|")))
         labels = tuple(label for label in labels if label)
@@ -158,14 +195,15 @@ def apply_split_file(source: Source, path: Path, ignored: Iterable[str] = ()) ->
     Args:
         source: changed in place.
         path: of the CSV file.
-        ignored: keys that may be listed although they are no records any more (unreadable).
+        ignored: keys that may be listed although they are no records any more: unreadable, or of
+            a class that is left out.
 
     Raises:
         DataError: `data.split-file`: a path that is not in the data, an image that is not in
             the file, a path listed twice, an unknown split.
     """
     wanted: dict[str, str] = {}
-    for number, row in enumerate(read_csv(path, ("path", "split"), "data.split-file"), start=2):
+    for number, row in _numbered(path, ("path", "split"), "data.split-file"):
         key, split = row["path"], split_name(row["split"])
         if split is None:
             raise DataError(

@@ -147,6 +147,53 @@ def test_csv(tmp_path):
         load_data(table)
 
 
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_tables_as_spreadsheets_write_them(tmp_path, separator):
+    """Excel's Unicode text is UTF-16; a split file may be that, too."""
+    data = load_data(folder(tmp_path / "p"))
+    rows = [("path", "label", "split")]
+    for key, split in splits_of(data).items():
+        rows.append((key, key.split("/")[0].replace("rose", "Röslein"), split))
+    text = "".join(separator.join(row) + "\r\n" for row in rows)
+    (tmp_path / "p" / "t.csv").write_text(text, "utf-16", newline="")
+    again = load_data(tmp_path / "p" / "t.csv")
+    assert again.classes == ("Röslein", "daisy", "tulip") and splits_of(again) == splits_of(data)
+    assert splits_of(load_data(tmp_path / "p", split_file=tmp_path / "p" / "t.csv", seed=9)) == (
+        splits_of(data)
+    )
+
+
+def test_tables_that_would_be_read_wrongly_are_refused(tmp_path):
+    """A cell in the wrong column would be another photo or another label, without a word."""
+    folder(tmp_path / "p")
+    rows = [f"p/{n}/{i:02d}.png,{n}" for n in ("daisy", "rose") for i in range(10)]
+    table = tmp_path / "list.csv"
+    for lines, words in (
+        (["path,label", *rows, "p/rose/00, b.png,rose"], "row 22 has 3 cells, the first line 2"),
+        (["path,label,label", *(f"{row},x" for row in rows)], "2 columns are called 'label'"),
+        (["path,label", *rows, "", ",tulip"], "row 23 has no path"),
+        (["path,label", *rows, "", "", "p/tulip/00.png,"], "1 rows have no label"),
+    ):
+        table.write_text("\n".join(lines) + "\n")
+        with pytest.raises(DataError, match=words) as caught:
+            load_data(table)
+        assert caught.value.id == "data.csv"
+    table.write_text("\n".join(["path,label,", *(f"{row},," for row in rows)]))
+    assert len(load_data(table)) == 20
+    for content in ("path,label\n".encode("utf-16-le"), b"PAR1\0\1\0", b"\xff\xfep\0a"):
+        table.write_bytes(content)
+        with pytest.raises(DataError, match=r"not text in UTF-8|not whole UTF-16"):
+            load_data(table)
+
+
+@pytest.mark.parametrize("name", ["labels.json", "labels.parquet", "labels.xlsx"])
+def test_other_tables_are_told_from_photos(tmp_path, name):
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(DataError, match=r"a CSV file or an archive is needed") as caught:
+        load_data(tmp_path / name)
+    assert caught.value.hint.startswith("a table is .csv or .tsv")
+
+
 def test_csv_with_splits_and_several_labels(tmp_path):
     folder(tmp_path / "p")
     kinds = ["red", "red|round", "", "round|red|big", "big"]
@@ -301,6 +348,14 @@ def test_split_file_must_fit(tmp_path):
     assert "'hold' is no split" in error(*lines[:-1], lines[-1].rsplit(",", 1)[0] + ",hold")
     with pytest.raises(DataError, match="there is no"):
         load_data(root, split_file=tmp_path / "absent.csv")
+
+
+def test_a_split_file_may_list_classes_that_are_left_out(tmp_path):
+    root = folder(tmp_path / "p")
+    load_data(root).write_manifest(tmp_path / "m.csv")
+    data = load_data(root, split_file=tmp_path / "m.csv", ignore_classes=["rose"])
+    whole = splits_of(load_data(root))
+    assert splits_of(data) == {k: s for k, s in whole.items() if not k.startswith("rose/")}
 
 
 def test_second_scan_is_remembered_and_safe(tmp_path, monkeypatch):
