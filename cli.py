@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,6 +31,9 @@ from .options import (
     printing,
     stack,
 )
+
+if TYPE_CHECKING:
+    from .config import Resolved
 
 run_argument = click.argument("run", metavar="RUN")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -59,13 +62,24 @@ def cli() -> None:
     """
 
 
+def _resolved(
+    flags: dict[str, Any], sets: Sequence[str] = (), config_file: str | None = None
+) -> Resolved:
+    """Return the settings from everywhere; tell of variables that were meant to be some."""
+    from .config import resolve, unknown_variables
+
+    found = resolve(flags, sets, config_file, os.environ)
+    console.setup(quiet=found.config.quiet, log_format=found.config.log_format)
+    for line in unknown_variables(os.environ):
+        console.say(line)
+    return found
+
+
 @cli.command(cls=Settings)
 @config_options
 def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Fine-tune a pretrained model on labelled photos."""
-    from .config import resolve
-
-    found = resolve(flags, sets, config_file, os.environ)
+    found = _resolved(flags, sets, config_file)
     config = found.config
     if not config.data:
         raise UsageError(
@@ -73,7 +87,6 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
             "no data given",
             fix="--data DIR (a folder of classes), FILE.csv, digits, flowers or tfds:NAME",
         )
-    console.setup(quiet=config.quiet, log_format=config.log_format)
     if config.verbose:
         for key, origin in found.origin.items():
             if origin != "default":
@@ -349,9 +362,7 @@ def lr_find(
     low: float, high: float, steps: int, plot: str | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Look for a learning rate by a range test; nothing is kept."""
-    from .config import resolve
-
-    config = resolve(flags, sets, config_file, os.environ).config
+    config = _resolved(flags, sets, config_file).config
     from .explore import lr_find
 
     found = lr_find(
@@ -375,9 +386,7 @@ def compare(
     plot: str | None, config_file: str | None, sets: tuple[str, ...], as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Compare finished runs, backbones on your photos, or first weights."""
-    from .config import resolve
-
-    config = resolve(flags, sets, config_file, os.environ).config
+    config = _resolved(flags, sets, config_file).config
     from .explore import compare as measure
     from .starts import IMAGES
 
@@ -475,9 +484,7 @@ def data() -> None:
 @json_option
 def check(source: str, report: str | None, as_json: bool, **flags: Any) -> None:
     """Read every photo and report counts, splits and problems."""
-    from .config import resolve
-
-    config = resolve(flags, env=os.environ).config
+    config = _resolved(flags).config
     from .data import load_data
     from .data.catalogue import write_problems
 
@@ -557,9 +564,7 @@ def config_() -> None:
 @config_options
 def show(config_file: str | None, sets: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Show each setting and where its value comes from."""
-    from .config import resolve
-
-    found = resolve(flags, sets, config_file, os.environ)
+    found = _resolved(flags, sets, config_file)
     values = found.config.model_dump()
     if as_json:
         rows = {key: {"value": value, "from": found.origin[key]} for key, value in values.items()}

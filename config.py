@@ -265,6 +265,8 @@ NOT_TRAINING = {
     "data", "split_file", "out", "save_every", "export", "quantize", "fail_under", "device",
     "strategy", "track", "average", "tta",
 }  # fmt: skip
+# other variables that begin with DLZOO_; the last is what `dlzoo launch` tells its workers
+NO_SETTINGS = ("HOME", "CACHE_LIMIT", "BESIDE")
 # what belongs to one call and not to the recipe: never written to config.toml
 OF_A_CALL = ("name", "report", "resume", "dry_run", "offline", "quiet", "log_format",
              "verbose")  # fmt: skip
@@ -471,6 +473,18 @@ def _read_env(env: Mapping[str, str]) -> dict[str, str]:
     """Return the settings among the variables; other `DLZOO_*` (as HOME) are not settings."""
     names = {f"DLZOO_{key.upper()}": key for key in FIELDS}
     return {names[name]: value for name, value in env.items() if name in names and value}
+
+
+def unknown_variables(env: Mapping[str, str]) -> list[str]:
+    """Return a line for each `DLZOO_*` variable that nothing reads, with the nearest name."""
+    known = {*NO_SETTINGS, *(key.upper() for key in FIELDS)}
+    lines = []
+    for name in sorted(env):
+        start, _, key = name.partition("DLZOO_")
+        if not start and key and key not in known and env[name]:
+            hint = nearest(key.upper(), known).replace(" mean '", " mean 'DLZOO_")
+            lines.append(f"the variable {name} is set, but dlzoo knows none of that name{hint}")
+    return lines
 
 
 def to_toml(config: FinetuneConfig) -> str:

@@ -123,6 +123,23 @@ def test_finetune_takes_settings_from_everywhere(call, run_module, tmp_path, mon
     assert (config.epochs, config.lr, config.batch, config.train_bn) == (4, 0.2, 7, False)
 
 
+def test_variables_that_are_no_settings_are_told(call, run_module, monkeypatch):
+    """A misspelt one would be no setting, without a word; those of dlzoo's own are none of them."""
+    for name in ("HOME", "CACHE_LIMIT", "BESIDE", "OFFLINE", "BATCH"):
+        monkeypatch.setenv(f"DLZOO_{name}", {"BATCH": "7", "OFFLINE": "1"}.get(name, "/x"))
+    monkeypatch.setenv("MY_DLZOO_X", "1")
+    assert call("config", "show")[2] == ""
+    monkeypatch.setenv("DLZOO_PRSET", "fast")
+    code, out, errors = call("config", "show", "--json")
+    assert code == 0 and json.loads(out)["preset"]["value"] == "balanced"
+    assert errors == (
+        "the variable DLZOO_PRSET is set, but dlzoo knows none of that name; "
+        "did you mean 'DLZOO_PRESET'?\n"
+    )
+    errors = call("finetune", "--data", "digits", "--log-format", "json")[2]
+    assert "DLZOO_PRSET" in json.loads(errors.splitlines()[0])["text"]
+
+
 def test_pictures_that_explain_are_asked_for_and_named(call, run_module):
     explain = ("predict", "runs/x", "a.jpg", "bad.jpg", "--explain", "gradcam")
     out = call(*explain)[1]
