@@ -11,15 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from . import console
+from .errors import UsageError
 
 
 def photos(given: Iterable[str]) -> Iterator[str]:
     """Yield files as given, the images below folders sorted, and stdin's lines for `-`."""
     for photo in given:
         if photo == "-":
-            yield from (path for line in sys.stdin if (path := line.rstrip("\r\n")))
+            yield from _listed(sys.stdin)
         else:
             yield from below(photo)
+
+
+def _listed(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        if "\0" in line:  # which no name of a file holds: a photo itself, or find -print0
+            raise UsageError(
+                "usage",
+                "stdin holds no list of files",
+                fix="- reads one path a line; give a photo by its path",
+            )
+        if path := line.rstrip("\r\n"):
+            yield path
 
 
 def below(photo: Any) -> Iterator[Any]:

@@ -549,7 +549,7 @@ def clear(down_to: str | None) -> None:
     from .units import parse_bytes
 
     try:
-        left = parse_bytes(down_to) if down_to else 0
+        left = 0 if down_to is None else parse_bytes(down_to)
     except ValueError as error:
         raise UsageError("usage.size", str(error), where="--down-to", fix="5G, 500M") from None
     console.out(f"{shelf.clear(left) / 1e9:.2f} GB removed")

@@ -125,6 +125,8 @@ def _decode(source: bytes | str | Path, limit: int, draft: bool) -> tuple[Probe,
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError("data.unreadable", f"cannot be read: {reason}", where=where) from error
+    except ValueError as error:  # such as a NUL in its name
+        raise DataError("data.unreadable", f"cannot be read: {error}", where=where) from error
     if not data:
         raise DataError("data.unreadable", "the file is empty (0 bytes)", where=where)
     try:

@@ -157,5 +157,7 @@ def test_broken_files_say_why(function, tmp_path):
         with pytest.raises(DataError, match=reason) as caught:
             function(data)
         assert caught.value.id == "data.unreadable"
+    with pytest.raises(DataError, match="embedded null"):
+        function("a\0b.png")
     with pytest.raises(DataError, match="No such file"):
         function(tmp_path / "absent.png")
