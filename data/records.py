@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,7 @@ class Record:
         split: `train`, `val`, `test`, or None until the split is made.
         sha256: of the file's content (of shape and pixels, for arrays); empty until scanned.
         width, height: in pixels, as in the header; 0 until scanned.
+        stamp: of the file as it was scanned, see `stamp_of`; empty for what is no file.
     """
 
     key: str
@@ -109,17 +112,34 @@ class Record:
     sha256: str = ""
     width: int = 0
     height: int = 0
+    stamp: str = ""
 
     def pixels(self, max_pixels: int = decode.MAX_PIXELS) -> np.ndarray:
-        """Return the image as uint8 (height, width, 3); raises DataError as `decode` does."""
+        """Return the image as uint8 (height, width, 3); raises DataError as `decode` does.
+
+        So it does if the file's content is another than was scanned: under its hash features are
+        kept, and its label may not be right any more.
+        """
         if isinstance(self.image, np.ndarray):
             return self.image
         if isinstance(self.image, Path):
+            if self._is_another(self.image):
+                raise DataError(
+                    "data.vanished",
+                    "its content has changed since it was scanned",
+                    where=self.image,
+                    fix="bring the file back, or begin anew",
+                )
             return decode.decode(self.image, max_pixels=max_pixels)
         data = self.image.bytes()
         if self.image.shape is None:
             return decode.decode(data, max_pixels=max_pixels)
         return np.frombuffer(data, np.uint8).reshape(self.image.shape)
+
+    def _is_another(self, path: Path) -> bool:
+        with suppress(OSError, ValueError):  # the decoder says what is wrong
+            return stamp_of(path) != self.stamp != "" and files.sha256(path) != self.sha256
+        return False
 
     def encoded(self) -> bytes:
         """Return the image as the content of an image file: as it is stored, else as PNG."""
@@ -155,6 +175,14 @@ class Source:
     multilabel: bool = False
     flip: bool = True
     problems: list[Problem] = field(default_factory=list)
+
+
+def stamp_of(path: Path) -> str:
+    """Return what a file that is changed does not keep; raises OSError if it is no regular file."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block whoever opens it
+        raise OSError(0, "not a regular file")
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def split_name(text: str) -> str | None:

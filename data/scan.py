@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -19,7 +18,7 @@ import PIL
 from .. import files
 from ..errors import DataError
 from . import decode
-from .records import Blob, Problem, Record, Source
+from .records import Blob, Problem, Record, Source, stamp_of
 
 Progress = Callable[[int, int], None]
 _VERSION = f"1 pillow {PIL.__version__}"  # another decoder may judge otherwise
@@ -107,7 +106,8 @@ def _judge(record: Record, memory: _Memory, max_pixels: int) -> tuple[str, str]:
             return "", ""
     else:
         try:
-            stamp, data, sha = _stamp(image), None, ""
+            stamp, data, sha = stamp_of(image), None, ""
+            record.stamp = stamp
         except OSError as error:
             return "data.unreadable", f"cannot be read: {error.strerror}"
         except ValueError as error:  # such as a NUL in its name
@@ -143,13 +143,6 @@ def _judge(record: Record, memory: _Memory, max_pixels: int) -> tuple[str, str]:
 
 def _fill(record: Record, sha: str, shape: tuple[int, ...]) -> None:
     record.sha256, record.height, record.width = sha, shape[0], shape[1]
-
-
-def _stamp(path: Path) -> str:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would block whoever opens it
-        raise OSError(0, "not a regular file")
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 class _Memory:

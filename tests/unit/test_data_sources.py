@@ -383,6 +383,21 @@ def test_second_scan_is_remembered_and_safe(tmp_path, monkeypatch):
     assert load_data(root).fingerprint != first.fingerprint
 
 
+def test_a_photo_that_is_another_one_by_now_is_not_read(tmp_path):
+    """Its features would be kept under the hash of the photo that was there."""
+    root = folder(tmp_path / "p")
+    data = load_data(root)
+    path = root / data.keys("train")[0]
+    before = data.read("train", 0)
+    os.utime(path, ns=(1, 1))  # touched only
+    np.testing.assert_array_equal(data.read("train", 0), before)
+    photo(path, 4711)
+    with pytest.raises(DataError, match="has changed since it was scanned") as caught:
+        data.read("train", 0)
+    assert caught.value.id == "data.vanished"
+    assert (load_data(root).read("train", 0) != before).any()
+
+
 def test_progress_check_show_and_problems(tmp_path, capsys):
     root = folder(tmp_path / "p")
     (root / "rose" / "notes.txt").write_text("not an image")
