@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.machinery import ModuleSpec
@@ -28,6 +29,7 @@ UNUSED = ("sklearn", "matplotlib")
 def run_command(cli: click.Command, argv: Sequence[str]) -> None:
     """Run `cli` on `argv`, tell of any error, and exit with its code."""
     args = list(argv)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of photos; what matters the scan says
     prepare_tensorflow()
     console.setup()
     code = _guarded(lambda: _invoke(cli, args), debug="--debug" in args)

@@ -19,6 +19,7 @@ from dlzoo.config import FIELDS
 from dlzoo.errors import DataError, DivergedError, GateError, ModelError
 from dlzoo.rundir import RunDir
 from dlzoo.units import parse_bytes
+from photos import folder
 from PIL import Image
 
 
@@ -243,6 +244,13 @@ def test_predict_writes_json_lines(call, run_module):
     rows = [json.loads(line) for line in out.splitlines()]
     assert rows[0] == {"path": "bad.jpg", "error": "truncated", "top": []}
     assert rows[1]["top"][0] == {"label": "rose", "probability": 0.75}
+
+
+def test_exif_that_is_broken_is_no_matter_for_stderr(call, tmp_path, recwarn):
+    root = folder(tmp_path / "p", each=3)
+    image = Image.new("RGB", (8, 9), "red")
+    image.save(root / "rose" / "odd.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert call("data", "check", root)[0] == 0 and not recwarn.list
 
 
 def test_predict_of_a_photo_on_stdin_is_no_bug(call, run_module, monkeypatch):
