@@ -299,7 +299,7 @@ def compare_runs(runs: Sequence[Any]) -> dict[str, Any]:
             metrics = read_values(directory.metrics)
         row = {"run": str(directory.path), "status": about["status"]}
         row["backbone"] = about.get("model", config.get("backbone"))
-        row["preset"] = config.get("preset")
+        row["preset"] = about.get("preset", config.get("preset"))
         for split in ("val", "test"):
             figures = metrics.get(split) or {}
             row[f"{split}_accuracy"] = figures.get("accuracy")

@@ -52,6 +52,7 @@ class Job:
         self.config, self.source = _found_from_anywhere(config), source
         if config.offline:
             os.environ["DLZOO_OFFLINE"] = "1"  # the sources of data ask for it, too
+        self.preset: str = config.preset  # or what `time` takes
         self.began = time.perf_counter()
         self.classifier: Classifier | None = None
         self.workers = Workers()
@@ -342,6 +343,7 @@ class Job:
         plan = None
         if begun and begun.plan.is_file():
             plan = read_values(begun.plan)
+            self.preset = begun.read().get("preset", config.preset)
         elif config.time and self.workers.chief:
             self.build_in_time(config.time)
             if self.workers.count == 1:
@@ -375,7 +377,7 @@ class Job:
             else:
                 continue
             break
-        self.plan = shown
+        self.plan, self.preset = shown, name
         fits = "fits into" if needed <= seconds else "is the shortest there is for"
         epochs = ", ".join(f"{stage.name} {stage.epochs}" for stage in shown.stages)
         console.say(f"preset {name} ({epochs}): about {needed:,.0f} s, {fits} {seconds:,} s")
@@ -467,6 +469,7 @@ class Job:
             data=self.data.fingerprint,
             model=self.variant.name,
             weights=self.row.tag if self.row else self.config.weights,
+            preset=self.preset,
             device=self.machine.device,
             precision=self.machine.precision,
             replicas=self.machine.replicas,
@@ -499,7 +502,7 @@ class Job:
                 f"device {self.machine.words}  "
                 f"images {plan.size} px, augment {plan.augment}"
                 + ("" if data.flip else ", never mirrored"),
-                f"plan {self.config.preset}: {stages} epochs at most  monitor {plan.monitor}"
+                f"plan {self.preset}: {stages} epochs at most  monitor {plan.monitor}"
                 + self.of_replicas(),
                 f"model {self.model.count_params():,} parameters  task {data.task}",
                 f"run {directory.path}",
@@ -567,7 +570,7 @@ class Job:
 
         if self.config.tta == "on":
             return combine.mirrored(classifier)
-        if self.config.tta == "auto" and self.config.preset == "best":
+        if self.config.tta == "auto" and self.preset == "best":
             return combine.mirrored_if_better(classifier, self.data, console.say)
         return classifier
 

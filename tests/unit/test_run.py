@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from dlzoo import console, finetune, load_data, load_run, zoo
+from dlzoo import compare, console, finetune, load_data, load_run, zoo
 from dlzoo.errors import (
     DataError,
     ExportError,
@@ -25,6 +25,7 @@ from dlzoo.errors import (
     UsageError,
 )
 from dlzoo.run import Run
+from dlzoo.rundir import RunDir
 from dlzoo.zoo import registry, weights
 from keras_writer import write
 from PIL import Image
@@ -381,7 +382,9 @@ def test_importing_dlzoo_loads_no_tensorflow():
         ("9h", "medium", [6, 6]),
     ],
 )
-def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, augment, views):
+def test_the_best_preset_that_fits_is_taken(
+    photos, monkeypatch, capsys, tmp_path, time, augment, views
+):
     """Whole, or with half of the epochs and views; of so few photos there are six."""
     from dlzoo import console
     from dlzoo.config import resolve
@@ -404,3 +407,14 @@ def test_the_best_preset_that_fits_is_taken(photos, monkeypatch, capsys, time, a
     assert job.plan.augment == augment
     told = capsys.readouterr().err
     assert ("is the shortest there is" in told) == (time == "1s")
+    # it is that preset which is named, also by a run that goes on
+    taken = told.split("preset ")[1].split()[0]
+    with RunDir.create(tmp_path, None, "run") as directory:
+        job.write_inputs(directory)
+        job.header(directory)
+    assert f"plan {taken}: " in capsys.readouterr().err
+    again = Job(job.config, job.data)
+    monkeypatch.setattr(again, "build_for", lambda plan: None)
+    again.build(directory)
+    assert again.preset == taken
+    assert compare(directory.path)["runs"][0]["preset"] == taken
