@@ -240,6 +240,7 @@ SCALE = {"fast": 1.0, "balanced": 1.0, "best": 9 / 7}
 LBFGS = "lbfgs"
 HEAD = Stage("head", "head", epochs=1, optimizer=LBFGS)
 OF_STEPS = ("lr", "optimizer", "schedule")  # what says nothing to a head that is solved
+IN_STEPS = ("mixup", "cutmix", "ema", "dropout")  # nor these: they change each step
 NOT_SOLVED = ("l1", "l2", "temperature")  # with which a head is not one that can be solved
 # where the head is more than one layer, or has penalties of the user's
 HEAD_BY_STEPS = Stage("head", epochs=60, lr=2e-3, weight_decay=1e-2, batch=128, patience=12)
@@ -360,7 +361,8 @@ def make_plan(
     solvable = cache and not any(map(given.get, NOT_SOLVED))
     # Who chooses how steps are taken wants steps. Where there are deeper stages theirs are meant,
     # but for a head that was given epochs.
-    wants = for_head != for_stages
+    in_steps = isinstance(stages, str) and any(map(given.get, IN_STEPS))  # plan.toml has them all
+    wants = for_head != for_stages or in_steps
     by_steps = [
         is_solved and (not solvable or (wants and (all(solved) or s.epochs != HEAD.epochs)))
         for s, is_solved in zip(chosen, solved, strict=True)

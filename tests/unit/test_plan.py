@@ -57,6 +57,19 @@ def test_a_learning_rate_is_for_stages_that_take_steps():
         assert (head.lr, head.epochs) == (1e-4, 3) and head.optimizer != "lbfgs"
 
 
+@pytest.mark.parametrize("setting", ["mixup", "cutmix", "ema", "dropout"])
+def test_what_a_head_that_is_solved_would_not_notice_is_taken_by_steps(setting):
+    (head,) = make_plan("fast", overrides={setting: 0.2}).stages
+    assert head.optimizer != "lbfgs" and head.epochs == HEAD_BY_STEPS.epochs
+    head, top = make_plan("balanced", overrides={setting: 0.2}).stages
+    assert head == HEAD and top == TOP  # of stages that take steps it is theirs
+    for nothing in (0.0, "auto"):
+        assert make_plan("fast", overrides={setting: nothing}).stages == (HEAD,)
+    plan = make_plan("fast", overrides={}).to_dict()  # as a file, which has every setting
+    again = make_plan("fast", stages=plan["stages"], overrides={setting: 0.2})
+    assert again.stages == (HEAD,)
+
+
 def test_a_head_that_cannot_be_solved_is_planned_by_steps():
     """So that what is told of the plan is what is done."""
     reasons = [{"l1": 1e-4}, {"l2": 1e-4}, {"temperature": 2.0}, {}]
