@@ -519,8 +519,11 @@ class Job:
     def train(self, directory: RunDir, resume: bool):
         from .callbacks.followers import following
         from .transfer.fit import train
+        from .zoo.load import as_path
 
         choice = {"auto": None, "on": True, "off": False}[self.config.cache]
+        if file := as_path(self.config.weights):  # RUN/model/FILE, if it is of a run
+            self.tell_of_photos_seen(RunDir(file.absolute().parent.parent))
         self.be_taught(directory)
         settings = self.config.model_dump(exclude_none=True)
         with following(directory.path, self.config.track, settings, console.say) as followers:
@@ -546,6 +549,21 @@ class Job:
                 raise KeyboardInterrupt
         return outcome
 
+    def tell_of_photos_seen(self, run: RunDir) -> None:
+        """Say which of the photos that judge this run have trained one that it learns from."""
+        if not run.manifest.is_file():
+            return
+        with run.manifest.open(encoding="utf-8", newline="") as file:
+            seen = {row["sha256"] for row in csv.DictReader(file) if row["split"] == "train"}
+        counts = {split: len(seen & {r.sha256 for r in self.data.records(split)})
+                  for split in ("val", "test")}  # fmt: skip
+        if any(counts.values()):
+            told = " and ".join(f"{n} of {self.data.splits[s]} {s}" for s, n in counts.items() if n)
+            console.say(
+                f"train.photos-seen: {told} photos have trained {run.path}, so accuracy on them "
+                f"is too good; --split-file {run.manifest} keeps its split"
+            )
+
     def be_taught(self, directory: RunDir) -> None:
         """Ask the teacher, if there is one, about the training photos."""
         from .transfer.classifier import Classifier
@@ -555,11 +573,7 @@ class Job:
         if self.config.teacher is None:
             return
         run = RunDir.open(self.config.teacher)
-        if run.read().get("data") != self.data.fingerprint:
-            console.say(
-                "teacher.data: the teacher was trained on other photos or another split; if test "
-                "photos of this run were among them, its test accuracy is too good"
-            )
+        self.tell_of_photos_seen(run)
         taught = Classifier.load(run.model), self.plan.temperature
         folder = directory.path if self.workers.chief else None
         teach(self.data, *taught, folder, console.say)

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -364,6 +365,36 @@ def test_a_dry_run_writes_nothing(photos, tmp_path):
     assert found["stages"][0]["name"] == "head" and found["data"]["images"] == 60
     with pytest.raises(UsageError, match=r"run\.not-found"):
         finetune(data=photos, dry_run=True, teacher=str(tmp_path), **FAST)
+
+
+@pytest.mark.parametrize("given", ["weights", "teacher"])
+def test_photos_that_an_earlier_run_was_trained_on_judge_no_later_one_unnoticed(
+    run, photos, tmp_path, monkeypatch, capsys, given
+):
+    from dlzoo.config import resolve
+    from dlzoo.job import Job
+    from dlzoo.transfer import distil, fit
+    from dlzoo.transfer.classifier import Classifier
+
+    monkeypatch.setattr(fit, "train", lambda *given, **more: SimpleNamespace(interrupted=None))
+    monkeypatch.setattr(distil, "teach", lambda *given: None)
+    monkeypatch.setattr(Classifier, "load", lambda directory: None)
+    console.setup(quiet=False)
+
+    def told(**settings):
+        config = resolve({given: str(run.path), **settings}).config
+        job = Job(config, load_data(photos, **config.of_data()))
+        job.load_data()
+        job.model, job.plan, job.rule = None, SimpleNamespace(temperature=2.0), None
+        job.train(RunDir(tmp_path), resume=False)
+        return capsys.readouterr().err, job.data
+
+    err, data = told(seed=1)
+    trained = {r.sha256 for r in run.data.records("train")}
+    seen = sum(r.sha256 in trained for r in data.records("test"))
+    assert seen and "train.photos-seen" in err and f"{seen} of 6 test photos" in err
+    err, _ = told(seed=1, split_file=run.path / "data_manifest.csv")
+    assert "photos-seen" not in err
 
 
 def test_importing_dlzoo_loads_no_tensorflow():
