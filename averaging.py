@@ -97,6 +97,7 @@ class Ensemble(Job):
         from .transfer.combine import check_alike
         from .transfer.plan import LBFGS
 
+        self.config = self.config.model_copy(update={"time": self._time})
         super().build(RunDir.open(self.runs[0]) if self.runs else begun)
         if self.runs:  # no run is made of what cannot be made one
             check_alike(self._trained(self.runs), self.whole.average)
@@ -107,6 +108,17 @@ class Ensemble(Job):
                 "a head that is fitted to convergence is the same with every seed",
                 fix="--preset balanced, or several backbones: --backbone NAME,NAME",
             )
+
+    @property
+    def _time(self) -> int | None:
+        """The seconds that a member has, if there is a limit for all."""
+        return self.whole.time and max(1, self.whole.time // len(self.backbones))
+
+    def rehearse(self) -> dict[str, Any]:
+        """Rehearse the first member, and say that it is one of several."""
+        found, n = super().rehearse(), len(self.backbones)
+        console.say(f"{n} models are trained and averaged; this is one of {self.backbones[0]}")
+        return found | {"members": self.backbones}
 
     def write_inputs(self, directory: RunDir) -> None:
         """Write what the run starts from: the settings are those of the ensemble."""
@@ -151,7 +163,7 @@ class Ensemble(Job):
             "out": str(directory.members),
             "split_file": str(directory.manifest),
             "resume": "auto",
-            "time": self.whole.time and max(1, self.whole.time // len(self.backbones)),
+            "time": self._time,
             "tta": "off",
             "export": [],
         }

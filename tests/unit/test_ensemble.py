@@ -6,10 +6,14 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from dlzoo import ensemble, finetune, load_run, resume, zoo
+from dlzoo import console, ensemble, finetune, load_run, resume, zoo
+from dlzoo.averaging import make_job
+from dlzoo.config import resolve
 from dlzoo.errors import Interrupted, ModelError, UsageError
+from dlzoo.job import Job
 from dlzoo.transfer import combine
 from dlzoo.transfer.classifier import Classifier, to_probabilities
+from dlzoo.transfer.plan import make_plan
 from dlzoo.zoo import average, graph
 from PIL import Image
 
@@ -87,6 +91,23 @@ def test_an_ensemble_is_a_run_like_any_other(run, photos):
     temperatures = [m.classifier.origin["temperature"] for m in members]
     assert temperatures[0] != temperatures[1]
     assert "temperature" not in again.classifier.origin  # of the average there is none
+
+
+def test_a_plan_in_time_and_a_dry_run_are_of_one_member_of_several(monkeypatch, capsys):
+    """What is planned at the start is what each member then does."""
+    planned = []
+
+    def build(job, begun=None):
+        planned.append(job.config.time)
+        job.plan = make_plan("balanced", overrides={})
+
+    monkeypatch.setattr(Job, "build", build)
+    monkeypatch.setattr(Job, "rehearse", lambda job: {"stages": [job.build()]})
+    console.setup(quiet=False)
+    settings = resolve({"backbone": "lenet5,mlp", "time": "10m"}).config
+    assert make_job(settings, None).rehearse()["members"] == ["lenet5", "mlp"]
+    assert planned == [300]
+    assert "2 models" in capsys.readouterr().err
 
 
 @pytest.mark.full
