@@ -362,9 +362,12 @@ class _Training:
         self.outcome.stages.append(facts)
 
     def solvable(self, stage: Stage, split: Split | None) -> Stage:
-        """Return the stage, by steps where it is one to be solved and cannot be."""
-        solved = stage.optimizer == LBFGS
-        return head_by_steps(stage) if solved and not self.convex(split) else stage
+        """Return the stage; by steps, of which the plan knows nothing, if it cannot be solved."""
+        if stage.optimizer != LBFGS or self.convex(split):
+            return stage
+        found = head_by_steps(stage)
+        self.say(f"stage {stage.name}: it cannot be solved, and takes up to {found.epochs} epochs")
+        return found
 
     def convex(self, split: Split | None) -> bool:
         """Say whether the stage trains the last layer alone, by the labels and nothing else."""

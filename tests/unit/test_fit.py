@@ -189,6 +189,7 @@ def test_without_room_for_activations_every_layer_is_computed(data, monkeypatch,
     assert (facts["cut"], facts["batch"]) == (None, HEAD_BY_STEPS.batch)
     assert len(outcome.rows) == 2
     assert sum("not enough disk" in line for line in said) == 1
+    assert sum("takes up to 2 epochs" in line for line in said) == 2  # begun, and gone on with
     assert any("going on in stage head, epoch 2" in line for line in said)
 
 
