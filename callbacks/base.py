@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -66,6 +67,7 @@ class Resumable(keras.callbacks.Callback):
         super().__init__()
         self.stage = ""
         self._first = 0
+        self._updates: int | None = None  # before an execution that the epoch ends in
 
     def new_stage(self, name: str) -> None:
         """Say that the next `fit` belongs to the stage `name`."""
@@ -79,15 +81,37 @@ class Resumable(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Remember the first of the steps that `steps_per_execution` runs at once."""
         self._first = batch
+        steps = self.epoch_steps
+        if steps is not None and batch + getattr(self.model, "steps_per_execution", 1) > steps:
+            self._updates = self._updates_of_now()
+
+    def _updates_of_now(self) -> int | None:
+        """Return the steps of the optimizer, None where they are not those of the fit."""
+        optimizer = getattr(self.model, "optimizer", None)
+        if optimizer is None or optimizer.gradient_accumulation_steps:
+            return None
+        return int(np.asarray(optimizer.iterations))
 
     def steps_done(self, batch: int) -> int:
         """Return how many steps of the epoch are done when Keras says that `batch` has ended.
 
         It takes every execution for a full one, also the last, where the epoch ends in it. That
-        is told only where `epoch_steps` are known.
+        is told only where `epoch_steps` are known. Where the data goes on behind them Keras does
+        take the last one for a full one, too; those steps are not counted, which is warned of.
         """
         steps = self.epoch_steps
-        return batch + 1 if steps is None else min(batch + 1, steps)
+        if steps is None or batch < steps:
+            return batch + 1
+        before, self._updates = self._updates, None
+        left = steps - self._first
+        if before is not None and (taken := (self._updates_of_now() or 0) - before) > left:
+            warnings.warn(
+                f"an epoch of {steps} steps, {self.model.steps_per_execution} at a time, ended "
+                f"with {taken} where {left} were left; they are counted as {left}: make "
+                "steps_per_epoch a multiple of steps_per_execution",
+                stacklevel=3,
+            )
+        return steps
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Hand whole epochs to `epoch_done`, with those of their figures that are one number."""

@@ -250,6 +250,19 @@ def test_schedule_in_fit_counts_steps_over_fits_and_starts_again_in_a_stage(exec
     assert schedule.step == 0
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_steps_that_keras_takes_beyond_an_epoch_are_told(goes_on, recwarn):
+    """Three steps, two at a time: there is a fourth where the data goes on."""
+    model, schedule = make(), Constant(1e-3)
+    model.compile("sgd", "mse", steps_per_execution=2)
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    model.fit(data.repeat() if goes_on else data, epochs=2, steps_per_epoch=3, verbose=0,
+              shuffle=False, callbacks=[schedule])  # fmt: skip
+    assert schedule.step == 6 and int(model.optimizer.iterations) == (8 if goes_on else 6)
+    told = [str(w.message) for w in recwarn if "steps_per_execution" in str(w.message)]
+    assert bool(told) == goes_on and all("2 where 1 were left" in line for line in told)
+
+
 def test_plateau_reduces_waits_and_cools_down():
     plateau, rates = ReduceLROnPlateau(factor=0.5, patience=2, cooldown=1, min_lr=0.02), Rates()
     fit(make(0.1), 8, Scripted(1, 1, 1, 1, 1, 1, 1, 1), plateau, rates)
