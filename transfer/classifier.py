@@ -107,8 +107,13 @@ class Classifier:
 
         Returns:
             float32 `(n, classes)`; rows sum to 1 unless the task is multilabel.
+
+        Raises:
+            ModelError: `model.images`, they are of another size, or of other channels.
         """
         images = np.asarray(images)
+        if len(images):
+            self._check_taken(images.shape[1:])
         if images.size and 0 < images.max() <= 1:
             warnings.warn(
                 "the images look already scaled (their maximum is <= 1.0), but dlzoo's models take "
@@ -129,10 +134,21 @@ class Classifier:
         computed; that they and the whole model agree is checked on some images. What has been
         answered is remembered.
         """
+        self._check_taken((self.preprocess.size, self.preprocess.size, 3))
         key = (data.fingerprint, split)
         if key not in self._answered:
             self._answered[key] = self._logits(data, split)
         return to_probabilities(self._answered[key], self.task)
+
+    def _check_taken(self, shape: tuple[int, ...]) -> None:
+        """Check that the model takes images of a shape."""
+        taken = self.model.input_shape[1:]
+        fits = (t in (None, n) for t, n in zip(taken, shape, strict=False))
+        if len(shape) != len(taken) or not all(fits):
+            fix = "dlzoo.data.pipeline.load_image(photo, classifier.preprocess) prepares them"
+            if shape[-1] == 3 != taken[-1]:
+                fix = "leave in_chans away: grey photos are then read as three equal channels"
+            raise ModelError("model.images", f"images of {shape}, but it takes {taken}", fix=fix)
 
     def temper(self, temperature: float) -> None:
         """Divide the logits by a temperature, for good: no answer changes, but how sure it is.

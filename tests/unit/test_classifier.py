@@ -7,11 +7,12 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from dlzoo import zoo
-from dlzoo.data import load_data
+from dlzoo import load_data, zoo
 from dlzoo.errors import ModelError
+from dlzoo.export.parity import Photos
 from dlzoo.transfer.classifier import Classifier, to_probabilities
 from dlzoo.zoo.spec import Preprocess
+from photos import coloured
 
 # Not the variant's own normalisation: it must come back from the file.
 RULE = Preprocess(mean=(120.0, 100.0, 90.0), std=(60.0, 50.0, 40.0), size=20, crop=1.0)
@@ -88,6 +89,22 @@ def test_batches_are_put_together_in_order(classifier, images):
     single = np.concatenate([classifier.probabilities(image[None]) for image in images])
     np.testing.assert_allclose(single, whole, atol=1e-6)
     assert classifier.probabilities(images[:0]).shape == (0, 3)
+
+
+def test_images_of_another_shape_are_refused(classifier, images):
+    """Also photos, which are RGB, by a model of grey images: it is never exported, either."""
+    with pytest.raises(ModelError, match=r"model\.images.*(19, 20, 3).*\n.*load_image"):
+        classifier.probabilities(images[:, 1:])
+    grey = zoo.create_model("lenet5", num_classes=3, input_shape=20, in_chans=1)
+    rule = zoo.graph.built(grey).preprocess
+    grey = Classifier(grey, CLASSES, "multiclass", rule, {})
+    assert grey.probabilities(images[..., :1]).shape == (5, 3)
+    photos = coloured(6)[0]
+    data = load_data((photos, ["a", "b"] * 3), val_split=0.0, test_split=0.0)
+    with pytest.raises(ModelError, match=r"model\.images(.|\n)*in_chans"):
+        Photos.of(grey, [data.records("train")[0].encoded()])
+    with pytest.raises(ModelError, match=r"model\.images"):
+        grey.answers(data, "train")
 
 
 def test_scaled_images_are_warned_about_and_black_ones_are_not(classifier, images):
