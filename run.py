@@ -511,15 +511,18 @@ class Run:
         """Return the last lines of a run: its accuracy and where everything is."""
         found = self.metrics
         test, lines = found["test"], []
+        took = _duration(found["seconds"])
+        if self.directory.read().get("resumed"):  # of what was killed nobody knows how long it took
+            took += " since it was resumed"
         if test:
             low, high = test["accuracy_ci"]
             lines.append(
                 f"DONE  test accuracy {test['accuracy']:.1%} ({test['correct']}/{test['n']}, "
                 f"95 % CI {100 * low:.1f}-{100 * high:.1f})  macro-F1 {test['macro_f1']:.1%}  "
-                f"{_duration(found['seconds'])}"
+                f"{took}"
             )
         else:
-            lines.append(f"DONE  no test photos  {_duration(found['seconds'])}")
+            lines.append(f"DONE  no test photos  {took}")
         starved = [s for s in found["stages"] if s.get("starved")]
         lines += [
             f"      stage {s['name']} waited for images {s['images_share']:.0%} of the time"
