@@ -260,6 +260,8 @@ def compare(
             "compare what?",
             fix="RUN RUN..., or --backbones a,b,c --data DIR, or --init imagenet,none --data DIR",
         )
+    if runs and plot:
+        raise UsageError("usage.compare", "of runs nothing is drawn", fix="leave --plot away")
     if runs:
         return compare_runs(runs)
     config = _settled(config, data, settings)

@@ -212,7 +212,9 @@ def test_runs_are_set_side_by_side(runs, call):
     assert call("compare", "nowhere")[0] == 2
 
 
-@pytest.mark.parametrize("argv", [[], ["r", "--init", "none,imagenet"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["r", "--init", "none,imagenet"], ["r", "s", "--plot", "of_runs.png"]]
+)
 def test_one_thing_is_compared(call, argv):
     code, _, err = call("compare", *argv)
     assert code == 2 and "usage.compare" in err
