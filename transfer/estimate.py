@@ -87,7 +87,7 @@ def plan(rates: Rates, frozen: Frozen, plan: Plan, use_cache: bool = True) -> fl
         use_cache: False: no stage computes frozen layers once.
     """
     images, total = frozen.data.splits, FIXED
-    done: dict[str, int] = {}  # views of the training images that an earlier stage has computed
+    passed = 0  # views of the training images that an earlier stage's pass takes for all places
     for each in plan.stages:
         unfreeze(frozen.model, each.unfreeze, train_bn=plan.train_bn)
         split = frozen_part(frozen.model)
@@ -99,9 +99,10 @@ def plan(rates: Rates, frozen: Frozen, plan: Plan, use_cache: bool = True) -> fl
             total += steps * graph.gmacs(frozen.model) / rates.keras
             continue
         missing = 0
-        if each.views > done.get(split.at, 0):
-            missing = frozen.missing([split.at], ["train"], range(each.views))
+        if new := range(passed, each.views):
+            missing = frozen.missing([split.at], ["train"], new)
+        if not passed:
             missing += frozen.missing([split.at], ["val", "test"])
-        done[split.at] = max(each.views, done.get(split.at, 0))
+        passed = max(passed, each.views)
         total += stage(rates, split, each, images, missing).seconds
     return total

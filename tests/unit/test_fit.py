@@ -310,6 +310,13 @@ def test_longer_plans_are_estimated_to_take_longer(data):
     ]
     seconds = [estimate.plan(rates, frozen, plan) for plan in plans]
     assert seconds == sorted(seconds) and len(set(seconds)) == 4
+    # one pass computes what a head and the stage after it want
+    both, alone = (
+        estimate.plan(rates, frozen, Plan((*before, stage("b", "C5", views=3))))
+        for before in ([stage("a", "head", views=3)], [])
+    )
+    of_pass = 3 * data.splits["train"] * graph.gmacs(frozen.bottom("features")) / rates.engine
+    assert alone < both < alone + of_pass / 2
     # every epoch computes every layer where nothing is kept
     nothing_kept = [estimate.plan(rates, frozen, plan, use_cache=False) for plan in plans]
     assert nothing_kept[1] - estimate.FIXED > 5 * (seconds[1] - estimate.FIXED)
