@@ -141,15 +141,11 @@ def is_name(source: str) -> bool:
 
 def _open(source: Any, task: str, classes: Sequence[str] | None) -> Source:
     if isinstance(source, str) and is_name(source):
-        if source == "digits":
-            return read_digits()
-        if source == "flowers":
-            return read_tfds("tf_flowers", "flowers")
-        if source == "fashion-mnist":
-            if folder := fashion_folder():
-                return read_idx(folder, source, FASHION)
-            return read_tfds("fashion_mnist", source)
-        return read_tfds(source.removeprefix("tfds:"))
+        found = _named(source)
+        if os.path.isdir(source):
+            reason = f"a folder of this name: ./{source} is that, {source} is not"
+            found.problems.append(Problem(source, reason, "ignored"))
+        return found
     if not isinstance(source, str | os.PathLike):
         return read_python(source, classes)
     path = existing(Path(source).expanduser())
@@ -169,6 +165,19 @@ def _open(source: Any, task: str, classes: Sequence[str] | None) -> Source:
         if claims_image(path)
         else f"a table is {' or '.join(TABLES)}, an archive {', '.join(ARCHIVES)}",
     )
+
+
+def _named(source: str) -> Source:
+    """Return the data of a name that `is_name`."""
+    if source == "digits":
+        return read_digits()
+    if source == "flowers":
+        return read_tfds("tf_flowers", "flowers")
+    if source == "fashion-mnist":
+        if folder := fashion_folder():
+            return read_idx(folder, source, FASHION)
+        return read_tfds("fashion_mnist", source)
+    return read_tfds(source.removeprefix("tfds:"))
 
 
 def _unpacked(path: Path, task: str) -> Source:

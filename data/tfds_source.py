@@ -137,11 +137,12 @@ def _fetch(name: str, alias: str | None) -> Any:
 
 def _offline(shown: str, name: str, reason: str) -> DataError:
     place = data_dir() / name.partition(":")[0]
+    own = f"./{shown}" if os.path.isdir(shown) else "PATH_TO_FOLDER"
     return DataError(
         "data.offline",
         f"{shown!r} is not on this machine and cannot be fetched ({reason})",
         where=f"{place} (looked for a prepared version; TFDS_DATA_DIR changes the place)",
-        fix="use photographs of your own: dlzoo finetune --data PATH_TO_FOLDER; or run this once "
+        fix=f"use photographs of your own: dlzoo finetune --data {own}; or run this once "
         "with network access, or copy a prepared folder to that place",
     )
 

@@ -568,6 +568,20 @@ def test_flowers_absent_and_offline(tmp_path, monkeypatch):
     assert str(tmp_path / "none" / "tf_flowers") in caught.value.where
 
 
+def test_a_folder_called_as_a_data_set_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("DLZOO_OFFLINE", "1")
+    for name in ("digits", "flowers"):
+        folder(tmp_path / name, each=3)
+    data = load_data("digits")
+    assert len(data) == 1797 and [p.path for p in data.problems] == ["digits"]
+    assert len(load_data("./digits")) == 9
+    with pytest.raises(DataError) as caught:
+        load_data("flowers")
+    assert "--data ./flowers;" in caught.value.hint
+
+
 def test_tfds_that_cannot_be_fetched(tmp_path, monkeypatch):
     import requests
     import tensorflow_datasets as tfds
