@@ -38,7 +38,8 @@ def lines(
     for colour, (name, values) in zip(_colours(len(series)), series.items(), strict=True):
         runs = np.atleast_2d(np.asarray(values, float))
         places = np.arange(1, runs.shape[1] + 1) if at is None else at
-        axis.plot(places, runs.mean(0), color=colour, label=shortened(name, 40))
+        dot = "o" if runs.shape[1] == 1 else None  # a line of one point cannot be seen
+        axis.plot(places, runs.mean(0), color=colour, marker=dot, label=shortened(name, 40))
         if len(runs) > 1:
             axis.fill_between(places, runs.min(0), runs.max(0), color=colour, alpha=0.15, lw=0)
     if log:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from dlzoo.errors import DlzooError
-from dlzoo.report import calibration, doubts, metrics, plots, predictions, robustness
+from dlzoo.report import calibration, doubts, lessons, metrics, plots, predictions, robustness
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -402,3 +402,13 @@ def test_the_legend_of_the_reliability_diagram_hides_no_dot(monkeypatch, tmp_pat
     monkeypatch.setattr(plots, "save", save)
     plots.reliability({"a": [[3, 0.1, 1.0]], "b": [[3, 0.9, 0.0]]}, tmp_path / "a.png")
     assert counted == [1]
+
+
+def test_a_line_of_one_point_is_a_dot(monkeypatch, tmp_path):
+    """An example has one epoch where it is only to be seen that it works."""
+    saved = []
+    monkeypatch.setattr(lessons, "save", lambda figure, path: saved.append(figure))
+    for values in ([0.5], [0.5, 0.6]):
+        lessons.lines({"a": values}, tmp_path / "a.png", x="epoch", y="accuracy")
+    markers = [figure.axes[0].lines[0].get_marker() for figure in saved]
+    assert markers == ["o", "None"]
