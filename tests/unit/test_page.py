@@ -232,6 +232,11 @@ def test_an_ensemble_of_several_labels_is_told_as_what_it_is(run, tmp_path):
     (copied / "metrics.json").write_text(json.dumps(run.metrics | {"ensemble": told}))
     config = (copied / "config.toml").read_text()
     (copied / "config.toml").write_text(re.sub(r"(?m)^data = .*", 'data = "gone"', config))
+    (copied / "export").mkdir()
+    judged = {"float": 0.5, "quantized": 0.25}
+    exported = {"bytes": 1, "latency_ms": 1.0, "top1_agreement": 1.0, "max_difference": 0.1}
+    rows = {"model-int8.tflite": exported | {"passed": True, "accuracy": judged}}
+    (copied / "export" / "parity.json").write_text(json.dumps(rows))
     again = load_run(copied)
     again.__dict__["classifier"] = replace(run.classifier, task="multilabel")
     text = Page(again.report()).text.replace("\N{NO-BREAK SPACE}", " ")
@@ -244,6 +249,7 @@ def test_an_ensemble_of_several_labels_is_told_as_what_it_is(run, tmp_path):
         "One ensemble of 2 models: another seed",
         "answers with its labels, or none",
         ", of the first member",
+        "passed; validation accuracy 50.0 % to 25.0 %",
     ):
         assert words in text, words
     assert "9.8765" not in text and "One run" not in text and "one of its classes" not in text
