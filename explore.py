@@ -411,7 +411,7 @@ def latency(model: Any, batch: int) -> tuple[float, str]:
     """Return the median milliseconds an image, computed `batch` at a time, and the engine."""
     from .transfer.engine import frozen
 
-    run = frozen(model, batch=batch, soon=batch == 1)
+    run = frozen(model, batch=batch, chunk=1 if batch == 1 else None)
     shape = (batch, *model.inputs[0].shape[1:])
     images = np.random.default_rng(0).integers(0, 256, shape).astype("float32")
     run(images)  # chooses the engine

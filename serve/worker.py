@@ -44,7 +44,7 @@ class Worker:
 
     def __init__(self, classifier: Classifier, compute: engine.Engine | None = None):
         self.classifier = classifier
-        self._compute = compute or engine.frozen(classifier.model, batch=BATCH, soon=True)
+        self._compute = compute or engine.frozen(classifier.model, batch=BATCH, chunk=1)
         size = classifier.preprocess.size
         # the engine compares itself with Keras on its first images: those of nobody, but not flat
         self._compute(np.random.default_rng(0).uniform(0, 255, (1, size, size, 3)))

@@ -28,11 +28,10 @@ from ..data import Data
 from ..data import augment as augmentation
 from ..data.pipeline import Part, batches, identities, permutation, sample_weights, surfacing
 from ..errors import UsageError
-from ..machine import cores
 from ..workers import Workers
 from ..zoo import graph
 from ..zoo.spec import Preprocess
-from .engine import CHUNK, Engine
+from .engine import Engine
 from .engine import frozen as fastest
 from .shelf import Located, Shelf, let_go, make_room, root
 
@@ -190,7 +189,7 @@ class Frozen:
             activations of that place are in use; where they may have, `look_again`.
         data: images. rule: how they are made.
         augment: level of the views after the first.
-        batch: images made at a time; default: as many as keep all cores busy.
+        batch: images computed at a time.
         steady: take the same engine each time, not the one that is faster just now.
         hold: the images of a pass will be wanted again.
         workers: the processes that compute what lacks together; each then has all of it.
@@ -209,7 +208,7 @@ class Frozen:
         rule: Preprocess,
         *,
         augment: str = "none",
-        batch: int | None = None,
+        batch: int = 32,
         steady: bool = False,
         hold: bool = True,
         workers: Workers | None = None,
@@ -219,8 +218,7 @@ class Frozen:
     ):
         self.bar, self._tell = bar, lambda images: None
         self.model, self.data, self.rule = model, data, rule
-        self.augment, self.steady, self.hold = augment, steady, hold
-        self.batch = batch or max(32, 2 * CHUNK * cores())
+        self.augment, self.batch, self.steady, self.hold = augment, batch, steady, hold
         self.leave, self.say = leave, say
         self.workers = workers or Workers()
         self.speed = Speed()

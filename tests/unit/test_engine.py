@@ -50,24 +50,6 @@ def test_any_number_of_images(model, images, n):
     np.testing.assert_allclose(found, model(images[:n], training=False), atol=1e-4)
 
 
-@pytest.mark.parametrize(("memory", "lanes"), [(1 << 40, 3), (1000, 1)])
-def test_cores_compute_images_of_their_own_where_memory_allows(
-    model, images, monkeypatch, memory, lanes
-):
-    monkeypatch.setattr(engine, "cores", lambda: 3)
-    monkeypatch.setattr(engine, "LANES", memory)
-    run = engine.frozen(model)
-    many = np.concatenate([images + i for i in range(7)])  # 35: not so many whole batches
-    (found,) = run(many)
-    assert run.name == "litert" and run._chosen.lanes == lanes
-    np.testing.assert_allclose(found, model(many, training=False), atol=1e-4)
-    (again,) = run(many)
-    np.testing.assert_array_equal(found, again)
-    (one,) = engine.frozen(model, soon=True)(many[:1])
-    np.testing.assert_allclose(one, found[:1], atol=1e-5)
-    assert run(images[:0]) == []
-
-
 def test_its_time_on_a_batch_is_measured_also_where_there_is_no_choice(model, images, monkeypatch):
     monkeypatch.setattr(engine, "on_gpu", lambda: True)
     run = engine.frozen(model, batch=4)
@@ -90,7 +72,7 @@ def test_nothing_is_rounded_inside_and_all_is_as_before_after_it():
 @pytest.mark.parametrize("wrong", [0.0, np.nan])
 def test_an_engine_that_answers_wrongly_is_not_used(model, images, monkeypatch, wrong):
     monkeypatch.setattr(
-        engine, "_litert", lambda *_: engine.Way(lambda x: [np.full((len(x), 3), wrong, "float32")])
+        engine, "_litert", lambda forward: lambda x: [np.full((len(x), 3), wrong, "float32")]
     )
     run = engine.frozen(model)
     with pytest.warns(UserWarning, match="differs from Keras"):
@@ -100,7 +82,7 @@ def test_an_engine_that_answers_wrongly_is_not_used(model, images, monkeypatch, 
 
 
 def test_an_engine_that_cannot_be_made_is_done_without(model, images, monkeypatch):
-    def fail(*_):
+    def fail(forward):
         raise RuntimeError("no such operation")
 
     monkeypatch.setattr(engine, "_litert", fail)
