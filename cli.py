@@ -506,6 +506,32 @@ def check(source: str, report: str | None, as_json: bool, **flags: Any) -> None:
     console.out(text.getvalue(), end="")
 
 
+@data.command("fetch")
+@click.argument("source")
+@click.option("--offline", is_flag=True, help="Only look whether it is here.")
+def fetch_data(source: str, offline: bool) -> None:
+    """Get flowers, fashion-mnist or tfds:NAME now, to work without a network later."""
+    from .data.load import fetch
+
+    if offline:
+        os.environ["DLZOO_OFFLINE"] = "1"
+    console.out(str(fetch(source) or f"{source}: always here"))
+
+
+@data.command("split", cls=DataSettings)
+@click.argument("source")
+@click.option("--out", type=Written(new=True), default="split.csv", show_default=True)
+def split_data(source: str, out: str, **flags: Any) -> None:
+    """Write which photo is in which split, for --split-file; nothing is trained."""
+    config = _resolved(flags).config
+    from .data import load_data
+
+    loaded = load_data(source, **config.of_data())
+    loaded.write_manifest(out)
+    console.say("/".join(f"{n:,} {name}" for name, n in loaded.splits.items()))
+    console.out(out)
+
+
 @cli.group(cls=Verbs)
 def cache() -> None:
     """See and clear what frozen layers have computed for earlier runs."""

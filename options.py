@@ -167,13 +167,20 @@ class Batch(click.ParamType):
 
 
 class Written(click.Path):
-    """A file (or a folder) that will be written; that it can be is seen before any work is done."""
+    """A file (or a folder) that will be written; that it can be is seen before any work is done.
 
-    def __init__(self, folder: bool = False):
-        super().__init__(file_okay=not folder, dir_okay=folder, writable=True, allow_dash=True)
+    Args:
+        new: a file that is there already is refused, and so is stdout (`-`).
+    """
+
+    def __init__(self, folder: bool = False, new: bool = False):
+        super().__init__(file_okay=not folder, dir_okay=folder, writable=True, allow_dash=not new)
+        self.new = new
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         path = Path(str(super().convert(value, param, ctx)))
+        if self.new and path.exists():
+            self.fail(f"{str(path)!r} is there already, and is not overwritten", param, ctx)
         if str(path) != "-" and not path.exists():
             above = path.absolute().parent
             if self.dir_okay:  # folders are made

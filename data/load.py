@@ -23,7 +23,7 @@ from .scan import Progress, scan
 from .split import split_records
 from .table import SUFFIXES as TABLES
 from .table import apply_split_file, read_table, table_inside
-from .tfds_source import read_tfds
+from .tfds_source import fetch_tfds, read_tfds
 
 TASKS = ("auto", "binary", "multiclass", "multilabel")
 
@@ -167,17 +167,44 @@ def _open(source: Any, task: str, classes: Sequence[str] | None) -> Source:
     )
 
 
+def fetch(source: str) -> Path | None:
+    """Get data that has a name now, to work without a network later.
+
+    Args:
+        source: `flowers`, `fashion-mnist` or `tfds:NAME`; `digits` are always here.
+
+    Returns:
+        Where it lies; None where a package brings it.
+
+    Raises:
+        UsageError: `usage.data` for a path. DataError: see `tfds_source.read_tfds`.
+    """
+    if not is_name(source):
+        raise UsageError(
+            "usage.data",
+            f"{source!r} is no name of data that could be fetched",
+            fix="flowers, fashion-mnist or tfds:NAME; a path is read where it is",
+        )
+    if source == "digits":
+        return None
+    if source == "fashion-mnist" and (folder := fashion_folder()):
+        return folder
+    return fetch_tfds(*_of_tfds(source))
+
+
 def _named(source: str) -> Source:
     """Return the data of a name that `is_name`."""
     if source == "digits":
         return read_digits()
-    if source == "flowers":
-        return read_tfds("tf_flowers", "flowers")
-    if source == "fashion-mnist":
-        if folder := fashion_folder():
-            return read_idx(folder, source, FASHION)
-        return read_tfds("fashion_mnist", source)
-    return read_tfds(source.removeprefix("tfds:"))
+    if source == "fashion-mnist" and (folder := fashion_folder()):
+        return read_idx(folder, source, FASHION)
+    return read_tfds(*_of_tfds(source))
+
+
+def _of_tfds(source: str) -> tuple[str, str | None]:
+    """Return what TFDS calls the data of a name, and what else its user calls it."""
+    ours = {"flowers": "tf_flowers", "fashion-mnist": "fashion_mnist"}
+    return (ours[source], source) if source in ours else (source.removeprefix("tfds:"), None)
 
 
 def _unpacked(path: Path, task: str) -> Source:

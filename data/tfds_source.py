@@ -62,6 +62,11 @@ def read_tfds(name: str, alias: str | None = None) -> Source:
     return Source(raw, records, classes=tuple(names), multilabel=many, problems=problems)
 
 
+def fetch_tfds(name: str, alias: str | None = None) -> Path:
+    """Return the folder of a dataset, prepared now if it was not; raises as `read_tfds` does."""
+    return _prepared(name) or Path(_fetch(name, alias).data_dir)
+
+
 def _splits(builder: Any, shown: str) -> dict[str, str]:
     """Return which of a dataset's splits are train, val and test."""
     have = {split: part for split in builder.info.splits if (part := split_name(split))}

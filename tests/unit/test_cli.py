@@ -331,7 +331,15 @@ def test_fetch_prints_where_the_weights_are(call):
     assert call("fetch", "lenet5")[0] == 2
 
 
-def test_data_check_reads_the_photos(call, tmp_path):
+def test_data_without_a_name_cannot_be_fetched(call, tmp_path):
+    assert call("data", "fetch", "digits") == (0, "digits: always here\n", "")
+    code, _, errors = call("data", "fetch", tmp_path)
+    assert code == 2 and "no name of data" in errors
+    code, _, errors = call("data", "fetch", "tfds:never_heard_of", "--offline")
+    assert code == 3 and "error[data.offline]" in errors
+
+
+def test_data_check_and_split_read_the_photos(call, tmp_path):
     for i in range(20):
         path = tmp_path / "photos" / ("ab"[i % 2]) / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,6 +349,16 @@ def test_data_check_reads_the_photos(call, tmp_path):
     assert (code, json.loads(out)["splits"]) == (0, {"train": 10, "val": 4, "test": 6})
     assert "20 images" in call("data", "check", tmp_path / "photos")[1]
     assert call("data", "check", tmp_path / "photo")[0] == 3
+    out = ("--out", tmp_path / "s.csv")
+    code, said, _ = call("data", "split", tmp_path / "photos", *shares, "--seed", "5", *out)
+    assert (code, said) == (0, f"{tmp_path / 's.csv'}\n")
+    taken = dlzoo.load_data(tmp_path / "photos", split_file=tmp_path / "s.csv")
+    made = dlzoo.load_data(tmp_path / "photos", val_split=0.2, test_split=0.3, seed=5)
+    assert taken.fingerprint == made.fingerprint
+    before = (tmp_path / "s.csv").read_bytes()
+    code, _, errors = call("data", "split", tmp_path / "photos", *out)
+    assert code == 2 and "is there already" in errors
+    assert (tmp_path / "s.csv").read_bytes() == before
 
 
 def test_config_show_says_where_values_come_from(call, tmp_path):

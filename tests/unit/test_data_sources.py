@@ -8,6 +8,7 @@ import socket
 import numpy as np
 import pytest
 from dlzoo import load_data
+from dlzoo.data.load import fetch
 from dlzoo.errors import DataError, UsageError
 from PIL import Image
 
@@ -524,6 +525,7 @@ def test_pain_38_tfds_prepared_opens_no_socket(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     monkeypatch.setattr(socket, "socket", forbidden)
     monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    assert fetch("tfds:mini").is_relative_to(prepared)
     data = load_data("tfds:mini")
     assert data.name == "mini" and data.classes == ("zebra", "ant", "cow")
     assert data.splits == {"train": 21, "val": 3, "test": 9}
