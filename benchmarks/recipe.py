@@ -79,6 +79,8 @@ def by_hand(root: Path, split: Path, epochs: list[int]) -> dict:
 
     found = []
     for phase, (rate, count) in enumerate(zip((1e-3, 1e-5), epochs, strict=True)):
+        if not count:
+            continue
         backbone.trainable = phase == 1
         model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
         history = model.fit(
@@ -97,7 +99,7 @@ def timed(command: list[str], home: Path) -> tuple[float, dict]:
     return time.perf_counter() - began, json.loads(done.stdout)
 
 
-def count_by_hand(options: argparse.Namespace, split: Path, home: Path) -> tuple[float, float]:
+def count_by_hand(options: argparse.Namespace, split: Path, home: Path) -> dict[str, float]:
     """Train by hand; print what came of it; return the seconds of the head and of the whole."""
     command = [sys.executable, __file__, "--data", str(options.data), "--by-hand", str(split)]
     took, hand = timed([*command, "--epochs", *map(str, options.epochs)], home)
@@ -106,20 +108,23 @@ def count_by_hand(options: argparse.Namespace, split: Path, home: Path) -> tuple
     head, deep = seconds[: counts[0]], seconds[counts[0] :]
     each = " ".join(f"{s:.0f}" for s in seconds)
     print(f"by hand, seconds an epoch: {each}; rest {rest:.0f}")
-    for name, phase in zip(("head", "all layers"), hand["phases"], strict=True):
+    for name, phase in zip(("head", "all layers"), hand["phases"], strict=False):
         print(f"by hand, after {name}: validation {phase['val']:.4f}, test {phase['test']:.4f}")
     # the first epoch also decodes and compiles; those left out would take as long as the last
     of_head = rest + sum(head) + (PLANNED[0] - len(head)) * head[-1]
-    of_all = of_head + sum(deep) + (PLANNED[1] - len(deep)) * deep[-1]
+    found = {"head": of_head}
+    if deep:
+        found["whole"] = of_head + sum(deep) + (PLANNED[1] - len(deep)) * deep[-1]
     counted = "" if tuple(counts) == PLANNED else f" (counted from {counts[0]} and {counts[1]})"
-    print(f"by hand: head {of_head:.0f} s, whole {of_all:.0f} s{counted}", flush=True)
-    return of_head, of_all
+    told = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.items())
+    print(f"by hand: {told}{counted}", flush=True)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, nargs=2, default=list(PLANNED))
+    parser.add_argument("--epochs", type=int, nargs=2, default=list(PLANNED), help="perhaps 2 0")
     parser.add_argument("--preset", nargs="*", default=["fast", "balanced"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--by-hand", type=Path, help=argparse.SUPPRESS)
@@ -145,13 +150,12 @@ def main() -> None:
                     took.setdefault(AGAIN, []).append(seconds)
                     print(f"dlzoo {AGAIN}: {seconds:.0f} s", flush=True)
             if turn == 0:  # in the middle: machines have slow hours
-                of_head, of_all = count_by_hand(options, split, Path(folder) / "none")
+                by_hand_took = count_by_hand(options, split, Path(folder) / "none")
         for name, each in took.items():
             middle = statistics.median(each)
-            print(
-                f"dlzoo {name}: {middle:.0f} s, the median of {len(each)}; head by hand / this "
-                f"{of_head / middle:.1f}, whole by hand / this {of_all / middle:.1f}"
-            )
+            each_by_hand = (f"{n} by hand / this {t / middle:.1f}" for n, t in by_hand_took.items())
+            ratios = ", ".join(each_by_hand)
+            print(f"dlzoo {name}: {middle:.0f} s, the median of {len(each)}; {ratios}")
 
 
 if __name__ == "__main__":
