@@ -640,7 +640,7 @@ class Job:
                     "seconds": round(sum(outcome.stall), 3),
                     "longest": round(max(outcome.stall, default=0.0), 3),
                 },
-                "seconds": round(time.perf_counter() - self.began, 2),
+                "seconds": round(outcome.before + time.perf_counter() - self.began, 2),
             },
         )
         directory.plots.mkdir(exist_ok=True)

@@ -512,8 +512,6 @@ class Run:
         found = self.metrics
         test, lines = found["test"], []
         took = _duration(found["seconds"])
-        if self.directory.read().get("resumed"):  # of what was killed nobody knows how long it took
-            took += " since it was resumed"
         if test:
             low, high = test["accuracy_ci"]
             lines.append(

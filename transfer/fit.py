@@ -74,6 +74,7 @@ class Outcome:
         interrupted: number of the signal that stopped it, or None.
         saved: steps of all stages that the newest checkpoint holds.
         stall: seconds that each checkpoint took.
+        before: seconds of training that earlier calls had saved, if it went on from a checkpoint.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -82,6 +83,7 @@ class Outcome:
     interrupted: int | None = None
     saved: int = 0
     stall: list[float] = field(default_factory=list)
+    before: float = 0.0
 
 
 def train(
@@ -235,7 +237,7 @@ class _Training:
             hold=len(plan.stages) > 1 or plan.stages[0].views > 1,
             workers=self.workers, leave=self.leave_if_asked, say=say, bar=bar,
         )  # fmt: skip
-        self.outcome = Outcome()
+        self.outcome, self.began = Outcome(), time.perf_counter()
         self.activations: dict[str, Activations] = {}  # of the stage, by split
         self.resume: Resume | None = None
         self.doing: dict[str, Any] = {}  # of the stage: what a checkpoint must know of it
@@ -252,14 +254,19 @@ class _Training:
                 every=self.how.save_every,
                 model=self.model,
                 data_goes_on=True,
-                more=lambda: {**self.doing, "stages": self.outcome.stages},
+                more=lambda: {
+                    **self.doing,
+                    "stages": self.outcome.stages,
+                    "spent": self.outcome.before + time.perf_counter() - self.began,
+                },
                 together=self.how.together,
                 say=self.say,
             )
         found = self.resume.found if resume and self.resume else None
         if found:
             self.doing = found.state["more"]
-            start, self.outcome.stages = self.doing["stage"], self.doing["stages"]
+            start, self.outcome.stages = self.doing["stage"], self.doing.pop("stages")
+            self.outcome.before = self.doing.pop("spent", 0.0)
         try:
             for index in range(start, len(self.plan.stages)):
                 self.stage(index, going_on=found is not None and index == start)
@@ -358,7 +365,6 @@ class _Training:
             self.fit_in_memory(stage, split)
         facts |= {**self.doing, "seconds": round(time.perf_counter() - began, 2)}
         del facts["stage"]
-        facts.pop("stages", None)
         self.outcome.stages.append(facts)
 
     def solvable(self, stage: Stage, split: Split | None) -> Stage:

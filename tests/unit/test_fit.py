@@ -214,6 +214,7 @@ def test_a_stage_that_freezes_what_was_trained_goes_on_on_it(data, tmp_path):
     again = train(model, data, plan, rule(model), folder=tmp_path, resume=True, **options)
     assert not moved(values(whole), model)
     assert [row["val_loss"] for row in again.rows] == [row["val_loss"] for row in rows]
+    assert again.before > again.stages[0]["seconds"] > 0  # the time of what was done before counts
 
 
 @pytest.mark.full

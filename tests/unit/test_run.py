@@ -78,13 +78,6 @@ def test_the_run_learns_and_tells_everything(run, photos):
     assert "DONE  test accuracy 100.0% (6/6" in run.summary()
 
 
-def test_the_time_of_a_run_that_went_on_is_not_told_as_that_of_all(run):
-    assert "since it was resumed" not in run.summary()
-    run.directory.record(resumed=[{"at": "now"}])
-    assert " s since it was resumed\n" in run.summary()
-    run.directory.record(resumed=[])
-
-
 def test_a_run_is_loaded_and_answers_the_same(run, photos):
     again = load_run(run.path)
     assert again.evaluate("test") == run.metrics["test"]
