@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shlex
 import shutil
@@ -22,6 +21,7 @@ from . import __version__, cluster, console, files
 from .config import NOT_TRAINING, FinetuneConfig, to_toml
 from .data import Data, load_data
 from .data.load import is_name
+from .data.table import read_csv
 from .errors import (
     DataError,
     DlzooError,
@@ -300,13 +300,12 @@ class Job:
         """Return how many photos came to those of a run, and how many went; one that changed is
         both.
         """
-        rows = []
         with tempfile.TemporaryDirectory() as folder:
             self.data.write_manifest(now := Path(folder) / "now.csv")
-            for path in (directory.manifest, now):
-                with path.open(encoding="utf-8", newline="") as file:
-                    rows.append(Counter(tuple(row) for row in csv.reader(file)))
-        before, after = rows
+            before, after = (
+                Counter(tuple(row.values()) for row in read_csv(path, (), "run.damaged"))
+                for path in (directory.manifest, now)
+            )
         return (after - before).total(), (before - after).total()
 
     def note_resumed(self, directory: RunDir) -> None:
@@ -553,8 +552,8 @@ class Job:
         """Say which of the photos that judge this run have trained one that it learns from."""
         if not run.manifest.is_file():
             return
-        with run.manifest.open(encoding="utf-8", newline="") as file:
-            seen = {row["sha256"] for row in csv.DictReader(file) if row["split"] == "train"}
+        rows = read_csv(run.manifest, ("sha256", "split"), "run.damaged")
+        seen = {row["sha256"] for row in rows if row["split"] == "train"}
         counts = {split: len(seen & {r.sha256 for r in self.data.records(split)})
                   for split in ("val", "test")}  # fmt: skip
         if any(counts.values()):

@@ -397,6 +397,18 @@ def test_photos_that_an_earlier_run_was_trained_on_judge_no_later_one_unnoticed(
     assert "photos-seen" not in err
 
 
+def test_a_manifest_may_name_photos_in_no_unicode(photos, tmp_path):
+    from dlzoo.config import FinetuneConfig
+    from dlzoo.job import Job
+
+    job, directory = Job(FinetuneConfig(), None), RunDir(tmp_path)
+    job.data = load_data(photos)
+    job.data.records("train")[0].key = os.fsdecode(b"caf\xe9.jpg")
+    job.data.write_manifest(directory.manifest)
+    assert job.changed_rows(directory) == (0, 0)
+    job.tell_of_photos_seen(directory)
+
+
 def test_importing_dlzoo_loads_no_tensorflow():
     code = "import sys, dlzoo; print({'tensorflow', 'keras', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
