@@ -422,14 +422,12 @@ class _Training:
         those that have no room together (`ahead`) the stage's own.
         """
         if self._places is None:
-            before = [layer.trainable for layer in self.model.layers]
             self._places = {}
             for each in self.plan.stages:
                 unfreeze(self.model, each.unfreeze, train_bn=self.plan.train_bn)
                 if split := frozen_part(self.model):
                     self._places[each.name] = split.at
-            for layer, trainable in zip(self.model.layers, before, strict=True):
-                layer.trainable = trainable
+            unfreeze(self.model, stage.unfreeze, train_bn=self.plan.train_bn)  # as it was
         names = [each.name for each in self.plan.stages]
         first = names.index(stage.name)
         later = self.plan.stages[first:] if self.ahead else self.plan.stages[first : first + 1]

@@ -4,16 +4,18 @@ import os
 import tempfile
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from dlzoo import create_model, load_data
 from dlzoo.data.pipeline import batches
 from dlzoo.errors import ResourceError
 from dlzoo.transfer import engine, estimate, shelf
 from dlzoo.transfer.cache import Frozen
-from dlzoo.transfer.fit import rehearse, train
+from dlzoo.transfer.fit import _Training, rehearse, train
 from dlzoo.transfer.freeze import frozen_part, unfreeze
 from dlzoo.transfer.plan import HEAD, HEAD_BY_STEPS, Plan, Stage
 from dlzoo.zoo import graph
@@ -215,6 +217,21 @@ def test_a_stage_that_freezes_what_was_trained_goes_on_on_it(data, tmp_path):
     assert not moved(values(whole), model)
     assert [row["val_loss"] for row in again.rows] == [row["val_loss"] for row in rows]
     assert again.before > again.stages[0]["seconds"] > 0  # the time of what was done before counts
+
+
+def test_a_look_at_later_stages_leaves_the_layers_as_this_one_has_them(monkeypatch):
+    """Also which BatchNorm layers the replicas keep alike, in a stage above one of fewer layers."""
+    several = SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: several)
+    model, first = build(pool="avg"), stage("top", "C5")
+    plan = Plan((first, stage("head", "head")), train_bn=True)
+    unfreeze(model, first.unfreeze, train_bn=True)
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    before = [(norm.trainable, norm.synchronized) for norm in norms]
+    job = SimpleNamespace(model=model, plan=plan, ahead=True, _places=None)
+    assert _Training.places(job, first) == ["C4", "features"]
+    assert [(norm.trainable, norm.synchronized) for norm in norms] == before
+    assert (True, True) in before and (False, False) in before
 
 
 @pytest.mark.full
