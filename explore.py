@@ -203,8 +203,7 @@ def _activations(
         n * max(graph.gmacs(frozen.bottom(place)) for place in wanted[split])
         for split, n in missing.items()
     )
-    for split, places in wanted.items():
-        frozen.room(places, job.data.splits[split])
+    frozen.room((places, missing[split], (0,)) for split, places in wanted.items())
     total = sum(missing.values())
     with frozen.passing(f"{job.variant.name}: frozen layers", total):
         found = {

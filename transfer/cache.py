@@ -275,18 +275,20 @@ class Frozen:
         )
         return max(self.workers.every(lacking))
 
-    def room(self, places: Iterable[str], images: int, views: Sequence[int] = (0,)) -> bool:
-        """Say whether so many activations more can be kept; older ones, but not those of these
+    def room(self, wanted: Iterable[tuple[Iterable[str], int, Sequence[int]]]) -> bool:
+        """Say whether activations can be kept, all of them; older ones, but not those of these
         places and views, may have to go.
 
         Args:
-            images: times views, of each place.
+            wanted: places, how many images times views each of them lacks, and which views.
         """
-        if not images:
-            return True
-        every = self.shelves(places, max(views) + 1)
-        size = sum(2 * math.prod(shelf.shape) for (_, view), shelf in every.items() if not view)
-        found = make_room(size * images, keep=[shelf.folder for shelf in every.values()])
+        size, keep = 0, list[Path]()
+        for places, images, views in wanted:
+            every = self.shelves(places, max(views) + 1)
+            shapes = [shelf.shape for (_, view), shelf in every.items() if not view]
+            size += images * sum(2 * math.prod(shape) for shape in shapes)
+            keep += [shelf.folder for shelf in every.values()]
+        found = not size or make_room(size, keep)
         return all(self.workers.every(found))
 
     @contextmanager

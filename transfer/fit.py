@@ -400,8 +400,8 @@ class _Training:
         """Say whether there is room for what a stage's activations lack. Where it does not also
         do for those of later stages, each stage computes its own.
         """
-        found = all(
-            self.frozen.room(places, self.frozen.missing(places, splits, views), views)
+        found = self.frozen.room(
+            (places, self.frozen.missing(places, splits, views), views)
             for places, splits, views in self.wanted(stage)
         )
         if found or not self.ahead:

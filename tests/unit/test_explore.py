@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import dlzoo
 import keras
@@ -10,8 +11,9 @@ import pytest
 from dlzoo import create_model, explore, load_data, starts
 from dlzoo.errors import DivergedError, UsageError
 from dlzoo.rundir import RunDir
-from dlzoo.transfer import cache, engine
+from dlzoo.transfer import cache, engine, shelf
 from dlzoo.transfer.plan import TOP
+from dlzoo.zoo import graph
 from photos import coloured
 from PIL import Image
 
@@ -77,6 +79,20 @@ def test_a_head_that_is_fitted_without_a_rate_is_tried_by_steps(data):
     assert (found["stage"], found["cut"], found["preset"]) == ("head", "features", None)
     assert found["rows"][0]["loss"] > 0.9 * np.log(3)  # from the start
     assert 1e-5 < found["lr"] < 0.3
+
+
+def test_what_is_in_the_cache_takes_no_room_of_other_activations(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
+    model = create_model(SCRATCH, num_classes=3, input_shape=SIZE, pool="avg")
+    rule = graph.built(model).preprocess
+    job = SimpleNamespace(model=model, data=data, rule=rule, variant=SimpleNamespace(name=SCRATCH))
+    for place in ("C5", "features"):
+        explore._activations(job, {"train": [place]})
+    kept = {entry["place"]: entry["bytes"] for entry in shelf.entries()}
+    assert set(kept) == {"C5", "features"}
+    monkeypatch.setenv("DLZOO_CACHE_LIMIT", str(sum(kept.values())))
+    explore._activations(job, {"train": ["features"]})
+    assert {entry["place"] for entry in shelf.entries()} == set(kept)
 
 
 def test_a_network_without_weights_is_tried_live(data, tmp_path):

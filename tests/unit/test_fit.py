@@ -246,6 +246,19 @@ def test_room_for_the_activations_of_one_stage_is_used(data, monkeypatch, tmp_pa
 
 
 @pytest.mark.full
+def test_plain_and_varied_activations_need_room_for_both(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
+    model = build("vgg11", pool="avg")
+    plan = Plan((stage("head", "head", views=3),), augment="light")
+    of_image = 2 * graph.cut(model, "features")[0].output.shape[-1]
+    images = data.splits["val"] + 3 * data.splits["train"]
+    for spare, cut in ((-1, None), (len(data) * 200, "features")):  # beside numbers and checksums
+        monkeypatch.setenv("DLZOO_CACHE_LIMIT", str(images * of_image + spare))
+        outcome = train(model, data, plan, rule(model), use_cache=True, **QUIET)
+        assert outcome.stages[0]["cut"] == cut
+
+
+@pytest.mark.full
 def test_a_stage_goes_on_on_its_activations_or_not_at_all(data, monkeypatch, tmp_path):
     monkeypatch.setenv("DLZOO_HOME", str(tmp_path / "home"))
     plan, model = Plan((stage("top", "C4", epochs=2),)), build("squeezenet1_1", pool="avg")
