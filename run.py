@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -307,34 +307,35 @@ class Run:
             ahead = list(pool.map(load, islice(rest, batch)))
             while ahead:
                 coming = [pool.submit(load, path) for path in islice(rest, batch)]
-                pictures = self._explained(ahead, explain, written) if explain is not None else {}
+                pictures = self._explained(ahead, explain, written) if explain is not None else []
                 yield from self._named(ahead, topk, pictures, tta)
                 ahead = [job.result() for job in coming]
 
     def _explained(
         self, loaded: Sequence[tuple[str, Any]], folder: Path | str, written: set[str]
-    ) -> dict[str, str]:
-        """Write a picture of each photo; return path of the photo to path of the picture."""
+    ) -> list[str]:
+        """Write a picture of each photo that could be read; return their paths, in order."""
         from .report import gradcam
 
         good = [(path, image) for path, image in loaded if isinstance(image, np.ndarray)]
         images = np.array([image for _, image in good])
-        found = {}
+        found = []
         for (path, _), each in zip(good, gradcam.explain(self.classifier, images), strict=True):
             stem = Path(path).stem
             names = (f"{stem}{f'-{i}' if i > 1 else ''}-gradcam.png" for i in count(1))
             name = next(name for name in names if name not in written)  # photos of one name
             written.add(name)
             each.save(picture := Path(folder) / name)
-            found[path] = str(picture)
+            found.append(str(picture))
         return found
 
     def _named(
-        self, loaded: Sequence[tuple[str, Any]], topk: int, pictures: Mapping[str, str], tta: bool
+        self, loaded: Sequence[tuple[str, Any]], topk: int, pictures: Iterable[str], tta: bool
     ) -> Iterator[Prediction]:
         images = [image for _, image in loaded if isinstance(image, np.ndarray)]
         asked = self._mirrored if tta else self.classifier
         answers = iter(asked.probabilities(np.stack(images)) if images else ())
+        of_each = iter(pictures)
         for path, image in loaded:
             if isinstance(image, DlzooError):
                 yield Prediction(path, f"{image.id}: {image.message}", [])
@@ -342,7 +343,7 @@ class Run:
             row = next(answers)
             order = np.argsort(-row, kind="stable")[:topk]
             top = [(self.classifier.classes[i], float(row[i])) for i in order]
-            yield Prediction(path, None, top, pictures.get(path))
+            yield Prediction(path, None, top, next(of_each, None))
 
     def top_losses(self, n: int = 9, split: str = "test") -> list[dict[str, Any]]:
         """Return the images the classifier was most wrong about, the worst first.

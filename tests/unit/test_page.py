@@ -192,10 +192,11 @@ def test_what_cannot_be_explained_is_said(run, photos, tmp_path):
 def test_pictures_of_predictions_are_told_apart(run, photos, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"text")
-    files = [photos / RED / "3.png", bad, photos / "none" / "3.png"]
+    first = photos / RED / "3.png"
+    files = [first, bad, photos / "none" / "3.png", first]
     found = list(run.predict_stream(files, explain=tmp_path / "out"))
     names = [p.explained and p.explained.rpartition("/")[2] for p in found]
-    assert names == ["3-gradcam.png", None, "3-2-gradcam.png"]
+    assert names == ["3-gradcam.png", None, "3-2-gradcam.png", "3-3-gradcam.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(filter(None, names))
     expected = run.explain(files[0]).overlay()
     with Image.open(tmp_path / "out" / names[0]) as image:
