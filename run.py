@@ -21,6 +21,7 @@ from .data.folder import existing
 from .errors import DataError, DlzooError, ExportError, GateError, ResumeError, UsageError
 from .job import Job
 from .rundir import RunDir, read_values
+from .units import clock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ class Run:
                         f"95 % CI {100 * low:.1f}-{100 * high:.1f})"
                     )
                     rows[f"{split} macro-F1"] = f"{figures['macro_f1']:.1%}"
-            rows["time"] = f"{_duration(found['seconds'])}, {found['epochs']} epochs"
+            rows["time"] = f"{clock(found['seconds'])}, {found['epochs']} epochs"
         if self.page.is_file():
             rows["report"] = str(self.page)
         cells = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
@@ -512,7 +513,7 @@ class Run:
         """Return the last lines of a run: its accuracy and where everything is."""
         found = self.metrics
         test, lines = found["test"], []
-        took = _duration(found["seconds"])
+        took = clock(found["seconds"])
         if test:
             low, high = test["accuracy_ci"]
             lines.append(
@@ -718,8 +719,3 @@ def _gate(run: Run, wanted: float | None) -> None:
     if wanted is not None and (test is None or test["accuracy"] < wanted):
         got = f"{test['accuracy']:.4f}" if test else "no test photos"
         raise GateError("gate.fail-under", f"accuracy {got} < {wanted}", where=run.path)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

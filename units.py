@@ -32,3 +32,12 @@ def parse_seconds(text: str) -> float:
     if not found:
         raise ValueError(f"{text!r} is no time such as 10m")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def clock(seconds: float) -> str:
+    """Return a time as `1 h 5 min`, `5 min 26 s` or `45 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

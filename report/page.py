@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import files
 from ..errors import UsageError
+from ..units import clock
 from . import facts, gradcam, metrics, plots
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _render(template: str, told: Mapping[str, Any], **more: Any) -> str:
         "percent": lambda share, digits=1: f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%",
         "count": lambda n: f"{n:,}",
         "size": _size,
-        "clock": _clock,
+        "clock": clock,
         "plain": _plain,
         "weakest": _weakest,
     }
@@ -200,14 +201,6 @@ def _render(template: str, told: Mapping[str, Any], **more: Any) -> str:
 
 def _size(n: float) -> str:
     return f"{n / 1e6:,.1f} MB" if n >= 1e5 else f"{n / 1e3:,.1f} kB"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _plain(text: Any) -> str:

@@ -397,6 +397,16 @@ def test_photos_that_an_earlier_run_was_trained_on_judge_no_later_one_unnoticed(
     assert "photos-seen" not in err
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(59.4, "59 s"), (326, "5 min 26 s"), (3900.2, "1 h 5 min")]
+)
+def test_the_time_of_a_run_is_told_as_in_its_report(seconds, told, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    found = {"test": None, "stages": [], "seconds": seconds}
+    (tmp_path / "metrics.json").write_text(json.dumps(found))
+    assert f"no test photos  {told}\n" in load_run(tmp_path).summary()
+
+
 def test_a_manifest_may_name_photos_in_no_unicode(photos, tmp_path):
     from dlzoo.config import FinetuneConfig
     from dlzoo.job import Job
