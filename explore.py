@@ -131,6 +131,7 @@ def _range_test(job: Job, stage: Stage, finder: LRFinder) -> dict[str, Any]:
     """Run the test on the stage; what is below it is computed once."""
     import keras
 
+    from .data import augment as augmentation
     from .data.pipeline import batches, class_weights, surfacing
     from .transfer.freeze import frozen_part, unfreeze
     from .transfer.losses import regularize
@@ -156,10 +157,11 @@ def _range_test(job: Job, stage: Stage, finder: LRFinder) -> dict[str, Any]:
         )
         trained = trainable_view(split.top)
     else:
-        dataset = batches(
+        images = batches(
             data, "train", job.rule, batch=stage.batch, augment=plan.augment, seed=plan.seed,
             shuffle=True, epochs=epochs, weights=weights,
         )  # fmt: skip
+        dataset = augmentation.mixed(images, plan.mixup, plan.seed, cutmix=plan.cutmix)
         trained = model
     prepare(trained, job, stage, layer_multipliers(graph.groups(model), stage.decay))
     with surfacing(data), console.progress("learning rates") as tell, finder:

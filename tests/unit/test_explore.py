@@ -103,6 +103,14 @@ def test_a_network_without_weights_is_tried_live(data, tmp_path):
     assert Image.open(tmp_path / "lr.png").size[0] > 300
 
 
+@pytest.mark.full
+def test_images_are_mixed_as_in_training_also_where_all_layers_train(data):
+    options = {"weights": "none", "steps": 20, "batch": 16, **SMALL}
+    plain, *mixed = (dlzoo.lr_find("lenet5", data, **options, **how)["rows"]
+                     for how in ({}, {"mixup": 0.4}, {"cutmix": 1.0}))  # fmt: skip
+    assert all(rows[0]["loss"] != plain[0]["loss"] for rows in mixed)
+
+
 def test_a_stage_is_one_stage(data):
     with pytest.raises(UsageError) as error:
         dlzoo.lr_find("lenet5", data, weights="none", stage="head,all", **SMALL)
