@@ -143,7 +143,7 @@ class Ensemble(Job):
         for told, run in zip(self.told["members"], runs, strict=True):
             told["run"] = str(run)
         self.model, self.rule = made.model, made.preprocess
-        return self._outcome(directory, runs, found)
+        return self._outcome(directory, runs)
 
     def _trained(self, runs: Sequence[Path]) -> list[Classifier]:
         from .transfer.classifier import Classifier
@@ -178,7 +178,7 @@ class Ensemble(Job):
                 fix=f"go on with: {shlex.join(['dlzoo', 'resume', str(directory.path)])}",
             ) from None
 
-    def _outcome(self, directory: RunDir, runs: Sequence[Path], found: Sequence[Classifier]):
+    def _outcome(self, directory: RunDir, runs: Sequence[Path]):
         """Return what training came to: the epochs and stages of all members in turn."""
         from .transfer.fit import Outcome
 

@@ -306,12 +306,6 @@ class Resolved:
     config: FinetuneConfig
     origin: dict[str, str]
 
-    def fill(self, values: Mapping[str, Any], origin: str) -> Resolved:
-        """Return a copy where `values` replace what nobody has set (the preset's part)."""
-        new = {k: v for k, v in values.items() if self.origin[k] == "default"}
-        merged = FinetuneConfig.model_validate({**self.config.model_dump(), **new})
-        return Resolved(merged, {**self.origin, **dict.fromkeys(new, origin)})
-
 
 def resolve(
     flags: Mapping[str, Any] | None = None,

@@ -95,8 +95,8 @@ def load_data(
         names = _classes(found, given)
         _check_sizes(found, names, files_of, given, val_split, test_split)
         split_records(found.records, val_split, test_split, seed)
-        _check_splits(found, names, given)
-        _check_duplicates(found, given, strict)
+        _check_splits(found, names)
+        _check_duplicates(found, strict)
         return Data(
             found.name,
             found.records,
@@ -357,7 +357,7 @@ def _check_sizes(
             )
 
 
-def _check_splits(source: Source, names: tuple[str, ...], given: Collection[str | None]) -> None:
+def _check_splits(source: Source, names: tuple[str, ...]) -> None:
     """Note the classes that lack in a split."""
     have = {(label, record.split) for record in source.records for label in record.labels}
     used = {record.split for record in source.records}
@@ -368,7 +368,7 @@ def _check_splits(source: Source, names: tuple[str, ...], given: Collection[str 
                 source.problems.append(Problem(name, reason, "kept"))
 
 
-def _check_duplicates(source: Source, given: Collection[str | None], strict: bool) -> None:
+def _check_duplicates(source: Source, strict: bool) -> None:
     """Note images of equal content; those under two labels or in two splits may be an error."""
     same: dict[str, list[Record]] = defaultdict(list)
     for record in source.records:

@@ -46,12 +46,8 @@ def tempered(probabilities: np.ndarray, task: str, temperature: float) -> np.nda
     return powers / powers.sum(1, keepdims=True)
 
 
-def log_loss(labels: np.ndarray, probabilities: np.ndarray, task: str) -> float:
-    """Return the mean negative log-likelihood in nats; of a multilabel task, per decision."""
-    return _cross_entropy(columns(labels, task), probabilities, task)
-
-
 def _cross_entropy(true: np.ndarray, probabilities: np.ndarray, task: str) -> float:
+    """Return the mean negative log-likelihood in nats; of a multilabel task, per decision."""
     p = np.clip(probabilities, 1e-15, 1)
     if task != "multilabel":
         return float(-(true * np.log(p)).sum(1).mean())

@@ -18,8 +18,6 @@ from .classifier import Classifier, rebuild, to_probabilities
 if TYPE_CHECKING:
     from ..data import Data
 
-AVERAGES = (*average.HOWS, "weights")
-
 
 @dataclass(frozen=True)
 class Score:
@@ -36,9 +34,9 @@ class Score:
         return f"accuracy {self.acc:.1%}, loss {self.loss:.4f}"
 
 
-def score(data: Data, probabilities: np.ndarray, split: str = "val") -> Score:
-    """Return how good probabilities `(n, classes)` are for a split."""
-    labels, p = data.labels(split), np.clip(probabilities.astype("float64"), 1e-15, 1.0)
+def score(data: Data, probabilities: np.ndarray) -> Score:
+    """Return how good probabilities `(n, classes)` are for the validation photos."""
+    labels, p = data.labels("val"), np.clip(probabilities.astype("float64"), 1e-15, 1.0)
     if data.task == "multilabel":
         loss = -(labels * np.log(p) + (1 - labels) * np.log(np.maximum(1 - p, 1e-15))).mean()
         return Score(float(loss), float(np.mean((p > 0.5) == (labels > 0.5))))

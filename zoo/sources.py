@@ -127,14 +127,14 @@ def _about(repository: str, revision: str) -> dict[str, Any]:
     except (OSError, ValueError):
         pass
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    listing = _json(f"{hub}/api/models/{repository}/revision/{revision}?blobs=true", place)
+    listing = _json(f"{hub}/api/models/{repository}/revision/{revision}?blobs=true")
     commit, names = listing["sha"], {f["rfilename"]: f for f in listing["siblings"]}
     if "model.safetensors" not in names:
         raise ModelError(
             "model.format", "the repository has no model.safetensors", where=repository
         )
     base = f"{hub}/{repository}/resolve/{commit}"
-    config = _json(f"{base}/config.json", place)
+    config = _json(f"{base}/config.json")
     if not {"architecture", "pretrained_cfg"} <= config.keys():
         raise ModelError(
             "model.format",
@@ -155,7 +155,7 @@ def _about(repository: str, revision: str) -> dict[str, Any]:
     return about
 
 
-def _json(url: str, place: Path) -> Any:
+def _json(url: str) -> Any:
     import requests
 
     from .weights import TIMEOUT, is_offline

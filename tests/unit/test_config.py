@@ -42,12 +42,6 @@ def test_a_value_comes_from_the_first_source_that_has_it(toml):
     assert origin == ["--epochs", "--set seed", f"{path}:3", "DLZOO_PATIENCE", "default"]
 
 
-def test_a_preset_fills_only_what_nobody_set():
-    found = resolve({"lr": "0.5"}).fill({"lr": 0.1, "epochs": 7}, "preset fast")
-    assert (found.config.lr, found.config.epochs) == (0.5, 7)
-    assert (found.origin["lr"], found.origin["epochs"]) == ("--lr", "preset fast")
-
-
 def test_texts_become_typed_values():
     config = resolve(
         {"lr": "1e-3", "batch": "auto", "ignore_class": ("a,b", "c"), "train_bn": "yes"},

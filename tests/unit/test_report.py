@@ -294,7 +294,7 @@ def test_the_temperature_undoes_what_made_the_answers_wrong(task, factor):
     names = list("abcd")[: p.shape[1]]
     before, now = (metrics.evaluate(labels, each, names, task) for each in (p, after))
     assert now["calibration_error"] < before["calibration_error"] / 2
-    assert now["log_loss"] == pytest.approx(calibration.log_loss(labels, after, task))
+    assert now["log_loss"] < before["log_loss"]
 
 
 def test_the_temperature_of_answers_that_are_all_right_is_bounded():
@@ -356,9 +356,8 @@ def test_one_label_alone_is_a_question_with_two_answers(seed, n):
     for key in ("correct", "accuracy", "majority_accuracy"):
         assert alone[key] == both[key]
     assert alone["log_loss"] == pytest.approx(both["log_loss"])
-    for measure in (calibration.fit, calibration.log_loss):
-        found, wanted = (measure(labels, p, task) for labels, p, _, task in (one, two))
-        assert found == pytest.approx(wanted)
+    found, wanted = (calibration.fit(labels, p, task) for labels, p, _, task in (one, two))
+    assert found == pytest.approx(wanted)
     keys = [f"{i}.jpg" for i in range(n)]
     found, wanted = (doubts.worst(keys, *each, n) for each in (one, two))
     assert [row["index"] for row in found] == [row["index"] for row in wanted]
