@@ -68,9 +68,12 @@ def load_data(
         DataError: with one of the ids `data.not-found`, `data.permission`, `data.no-classes`,
             `data.one-class`, `data.class-too-small`, `data.class-name-clash`, `data.class-name`,
             `data.unknown-class`, `data.too-many-bad`, `data.duplicates`, `data.split`,
-            `data.split-file`, `data.csv`, `data.labels`, `data.range`, `data.task`,
-            `data.unsafe-archive`, `data.idx`, `data.offline`; the message says what to do, and
-            `problems` what was found odd before.
+            `data.split-file`, `data.csv`, `data.labels`, `data.range`, `data.shape`, `data.source`,
+            `data.task`, `data.archive`, `data.unsafe-archive`, `data.idx`, `data.tfds`,
+            `data.tfds-features`, `data.offline`, and for `on_bad_image="fail"` `data.unreadable`,
+            `data.image-too-large`; the message says what to do, and `problems` what was found odd
+            before.
+        ResourceError: `resource.disk`, an archive cannot be unpacked.
         UsageError: an argument that makes no sense.
     """
     _check_arguments(task, val_split, test_split, on_bad_image, max_bad, max_pixels)
