@@ -475,7 +475,7 @@ def fetch(backbone: str, offline: bool | None) -> None:
 
 @cli.group(cls=Verbs)
 def data() -> None:
-    """Look at labelled photos before training."""
+    """Look at labelled photos, split them, or get some, before training."""
 
 
 @data.command(cls=DataSettings)

@@ -25,7 +25,7 @@ class _Helpful(click.Command):
 
 
 class Verb(_Helpful):
-    """A verb; each takes `--debug`, which `cli.main` looks for itself."""
+    """A verb; each takes `--debug`, which `guard.run_command` looks for itself."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

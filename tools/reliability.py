@@ -127,7 +127,7 @@ GAPS = {
     ("pain", 16): "by the tests of faults 30 and 31",
     ("pain", 17): "by the tests of fault 28",
     ("pain", 27): "tested where the extra `onnx` is installed (tests/unit/test_export.py)",
-    ("pain", 33): "TPUs are not promised: the code has run on CPUs alone",
+    ("pain", 33): "TPUs are not promised: the code has not run on one",
     ("pain", 51): "a figure and not a behaviour: benchmarks/RESULTS.md",
 }
 REMARKS = {

@@ -2,8 +2,8 @@
 
 On a CPU, LiteRT with XNNPACK computes a convolutional network several times faster than the
 training framework does (benchmarks/RESULTS.md), and it comes with TensorFlow; ONNX Runtime is
-faster still on networks of few large convolutions, where its extra is installed. Whatever is
-used is compared with Keras on the first batch; if it differs, Keras computes.
+faster still on some networks, and is tried where its extra is installed. Whatever is used is
+compared with Keras on the first batch; if it differs, Keras computes.
 """
 
 from __future__ import annotations
