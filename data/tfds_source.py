@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, nearest
+from ..zoo.weights import is_offline
 from .records import Problem, Record, Source, Spill, as_pixels, split_name
 
 
@@ -110,7 +111,7 @@ def _builder(folder: Path) -> Any:
 def _fetch(name: str, alias: str | None) -> Any:
     """Let TFDS download and prepare the dataset."""
     shown = alias or f"tfds:{name}"
-    if os.environ.get("DLZOO_OFFLINE", "").lower() not in ("", "0", "false", "no"):
+    if is_offline():
         raise _offline(shown, name, "DLZOO_OFFLINE is set")
     import requests
     import tensorflow_datasets as tfds

@@ -27,6 +27,7 @@ BACKOFF = 0.5  # seconds before the second try, doubled for each further one
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces
 MAX_BYTES = 4 << 30  # a weights file is never larger
 CHUNK = 1 << 20
+NO = ("", "0", "false", "f", "no", "n", "off")  # as the settings read their switches
 WITHOUT = (
     "what works without it: --backbone efficientnet_lite0 (its ImageNet weights come with pip), "
     "--weights none (train from scratch), --weights PATH (a file of yours)"
@@ -77,7 +78,7 @@ def locate(
 
 def is_offline() -> bool:
     """Say whether `DLZOO_OFFLINE` forbids to open a socket."""
-    return os.environ.get("DLZOO_OFFLINE", "").lower() not in ("", "0", "false", "no")
+    return os.environ.get("DLZOO_OFFLINE", "").lower() not in NO
 
 
 def place(weights: Weights) -> Path:

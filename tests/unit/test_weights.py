@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from dataclasses import replace
 
 import pytest
+from dlzoo import config
 from dlzoo.errors import ModelError, ResourceError
 from dlzoo.zoo import resolve, weights
 from dlzoo.zoo.spec import Preprocess, Weights
@@ -204,3 +206,9 @@ def test_a_cache_that_cannot_be_written_is_told(file_server, tmp_path):
     with pytest.raises(ResourceError, match="DLZOO_HOME") as caught:
         weights.locate(row(file_server.url, sha256=SHA), "net")
     assert caught.value.id == "resource.disk"
+
+
+@pytest.mark.parametrize("word", ["0", "no", "false", "off", "F", "N", "1", "yes", "on", "T"])
+def test_the_variable_means_what_the_setting_does(word, monkeypatch):
+    monkeypatch.setenv("DLZOO_OFFLINE", word)
+    assert weights.is_offline() == config.resolve(env=os.environ).config.offline
