@@ -13,7 +13,7 @@ from . import cluster, console, files
 from .config import FinetuneConfig
 from .data import Data
 from .errors import Interrupted, UsageError
-from .job import Job
+from .job import Job, may_fetch
 from .rundir import RunDir, read_values
 from .workers import Workers
 from .zoo import resolve
@@ -81,6 +81,7 @@ class Ensemble(Job):
             )
         return workers
 
+    @may_fetch
     def find_model(self) -> None:
         """Resolve and fetch all backbones; the first one is that of the header."""
         if self.runs:  # they are trained: no weights are fetched

@@ -512,10 +512,10 @@ def check(source: str, report: str | None, as_json: bool, **flags: Any) -> None:
 def fetch_data(source: str, offline: bool) -> None:
     """Get flowers, fashion-mnist or tfds:NAME now, to work without a network later."""
     from .data.load import fetch
+    from .zoo.weights import offline_if
 
-    if offline:
-        os.environ["DLZOO_OFFLINE"] = "1"
-    console.out(str(fetch(source) or f"{source}: always here"))
+    with offline_if(offline):
+        console.out(str(fetch(source) or f"{source}: always here"))
 
 
 @data.command("split", cls=DataSettings)

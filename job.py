@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import tempfile
@@ -13,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import __version__, cluster, console, files
 from .config import NOT_TRAINING, FinetuneConfig, to_toml
@@ -37,6 +36,7 @@ from .signals import listen
 from .workers import Workers
 from .zoo import resolve as find_model
 from .zoo.sources import is_path
+from .zoo.weights import offline_if
 
 if TYPE_CHECKING:
     from .transfer.classifier import Classifier
@@ -44,14 +44,25 @@ if TYPE_CHECKING:
     from .transfer.plan import Plan
     from .zoo.spec import Preprocess
 
+T = TypeVar("T")
+
+
+def may_fetch(step: Callable[..., T]) -> Callable[..., T]:
+    """Let a step of a job open no connection where its settings say so; other jobs still may."""
+
+    @wraps(step)
+    def obeying(self: Job, *given: Any, **more: Any) -> T:
+        with offline_if(self.config.offline):
+            return step(self, *given, **more)
+
+    return obeying
+
 
 class Job:
     """The steps of `finetune`, in order; each sets what the later ones need."""
 
     def __init__(self, config: FinetuneConfig, source: Any):
         self.config, self.source = _found_from_anywhere(config), source
-        if config.offline:
-            os.environ["DLZOO_OFFLINE"] = "1"  # the sources of data ask for it, too
         self.preset: str = config.preset  # or what `time` takes
         self.began = time.perf_counter()
         self.classifier: Classifier | None = None
@@ -182,6 +193,7 @@ class Job:
             )
         return {"plan": self.plan.to_dict(), "data": self.data.summary(), "stages": stages}
 
+    @may_fetch
     def find_model(self) -> None:
         """Resolve backbone and weights, and fetch them: no data is read before they are here."""
         from .zoo.weights import locate
@@ -215,6 +227,7 @@ class Job:
                     locate(self.row, self.variant.name, offline=offline, progress=progress)
             self.weights = self.row.tag
 
+    @may_fetch
     def load_data(self) -> None:
         config = self.config
         if isinstance(self.source, Data):
@@ -381,6 +394,7 @@ class Job:
         epochs = ", ".join(f"{stage.name} {stage.epochs}" for stage in shown.stages)
         console.say(f"preset {name} ({epochs}): about {needed:,.0f} s, {fits} {seconds:,} s")
 
+    @may_fetch
     def build_for(self, plan: Plan, preset: str | None = None, alone: bool = False) -> None:
         """Build the model that a plan asks for, and fit the plan to it.
 

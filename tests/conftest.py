@@ -99,7 +99,6 @@ def call(capsys, monkeypatch):
     """Give a function that runs `dlzoo ...` in this process: (exit code, stdout, stderr)."""
     from dlzoo import cli
 
-    monkeypatch.setenv("DLZOO_OFFLINE", "")  # what `--offline` sets ends with the test
     for name in [n for n in os.environ if n.startswith("DLZOO_") and n != "DLZOO_HOME"]:
         monkeypatch.delenv(name)
 

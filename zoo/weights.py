@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -79,6 +79,20 @@ def locate(
 def is_offline() -> bool:
     """Say whether `DLZOO_OFFLINE` forbids to open a socket."""
     return os.environ.get("DLZOO_OFFLINE", "").lower() not in NO
+
+
+@contextlib.contextmanager
+def offline_if(wanted: bool) -> Iterator[None]:
+    """Let `DLZOO_OFFLINE` forbid sockets inside, and be what it was behind."""
+    before = os.environ.get("DLZOO_OFFLINE")
+    if wanted:
+        os.environ["DLZOO_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        if wanted:
+            del os.environ["DLZOO_OFFLINE"]
+            os.environ |= {} if before is None else {"DLZOO_OFFLINE": before}
 
 
 def place(weights: Weights) -> Path:

@@ -419,6 +419,22 @@ def test_a_manifest_may_name_photos_in_no_unicode(photos, tmp_path):
     job.tell_of_photos_seen(directory)
 
 
+def test_a_run_without_network_forbids_none_to_the_next(photos, monkeypatch):
+    from dlzoo import job as steps
+    from dlzoo.config import FinetuneConfig
+
+    seen = []
+
+    def load(source, **settings):
+        seen.append(weights.is_offline())
+        return load_data(source)
+
+    monkeypatch.setattr(steps, "load_data", load)
+    for offline in (True, False):
+        steps.Job(FinetuneConfig(offline=offline), photos).load_data()
+    assert seen == [True, False] and not weights.is_offline()
+
+
 def test_importing_dlzoo_loads_no_tensorflow():
     code = "import sys, dlzoo; print({'tensorflow', 'keras', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
