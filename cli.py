@@ -466,7 +466,8 @@ def fetch(backbone: str, offline: bool | None) -> None:
     from . import zoo
     from .zoo import weights
 
-    variant, row = zoo.resolve(backbone, True)
+    with weights.offline_if(bool(offline)):
+        variant, row = zoo.resolve(backbone, True)
     assert row is not None  # True asks for one
     with console.progress(f"{variant.name}.{row.tag}") as progress:
         path = weights.locate(row, variant.name, offline=offline, progress=progress)

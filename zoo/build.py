@@ -21,7 +21,7 @@ from .graph import NORMALIZE, Built, layer_of
 from .load import as_path, load, row_for_file
 from .registry import resolve, variants
 from .spec import Preprocess, Variant, Weights
-from .weights import locate
+from .weights import locate, offline_if
 
 
 def create_model(
@@ -100,7 +100,8 @@ def create_model(
     )
     taps = [taps] if isinstance(taps, str) else taps
     path = as_path(weights)
-    variant, row = resolve(name, None if path else weights)  # type: ignore[arg-type]
+    with offline_if(bool(offline)):  # the hub is asked for a name of its own
+        variant, row = resolve(name, None if path else weights)  # type: ignore[arg-type]
     if path:
         row = row_for_file(variant, row, path, preprocess)
     shape = _input_shape(variant, row, input_shape, in_chans)

@@ -150,7 +150,12 @@ def test_a_file_without_a_hash_is_not_downloaded(hub):
         zoo.create_model(URI)
 
 
-def test_offline_means_offline(hub, monkeypatch):
+def test_offline_means_offline(hub, monkeypatch, call, tmp_path):
+    with pytest.raises(ModelError, match="offline mode is on"):
+        zoo.create_model(URI, offline=True)
+    code, _, errors = call("fetch", URI, "--offline")
+    assert code == 4 and "offline mode is on" in errors
+    assert not (tmp_path / "home" / "hub").exists()  # nor was the hub asked what it has
     monkeypatch.setenv("DLZOO_OFFLINE", "1")
     with pytest.raises(ModelError, match="offline mode is on"):
         zoo.create_model(URI)
