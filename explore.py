@@ -19,6 +19,7 @@ from .errors import DlzooError, ModelError, UsageError
 from .job import Job
 from .rundir import RunDir, read_values
 from .zoo import resolve as find_model
+from .zoo.weights import offline_if
 
 if TYPE_CHECKING:
     from .callbacks import LRFinder
@@ -335,8 +336,9 @@ def compare_backbones(
         UsageError: `model.unknown`, before anything is done. ModelError: `compare.none` if no
             backbone could be measured. DataError: as `load_data`.
     """
-    for name in names:
-        find_model(name)
+    with offline_if(config.offline):
+        for name in names:
+            find_model(name)
     fixed = {"weights": "auto", "preset": "fast", "stages": "auto", "epochs": "auto"}
     jobs = {n: Job(config.model_copy(update={**fixed, "backbone": n}), data) for n in names}
     rows: dict[str, dict[str, Any]] = {}
