@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ class Format:
         measure: `measure(path, classifier, options)` returns further figures, with `passed`.
         needs: packages besides TensorFlow's, named as on PyPI. extra: of dlzoo, with them.
         quantize: the kinds of quantization it can.
-        takes, dtype: what its input is.
+        takes: what its input is. any_size: whether images of any size are taken.
     """
 
     stem: str
@@ -77,8 +77,6 @@ class Format:
 
     def fitting(self, options: Options) -> Options:
         """Return the options that this format can follow."""
-        from dataclasses import replace
-
         return options if options.quantize in self.quantize else replace(options, quantize=None)
 
     def file_name(self, options: Options) -> str:
