@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -102,3 +102,8 @@ def stderr_away() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def lines_of(names: Iterable[str]) -> str:
+    """Return names a line each; a name with line breaks in it stays one line."""
+    return "".join(" ".join(name.splitlines()) + "\n" for name in names)

@@ -475,7 +475,7 @@ class Job:
         import tomli_w
 
         files.write_text(directory.plan, tomli_w.dumps(self.plan.to_dict()))
-        files.write_text(directory.labels, "\n".join(self.data.classes) + "\n")
+        files.write_text(directory.labels, files.lines_of(self.data.classes))
         self.data.write_manifest(directory.manifest)
         self.data.write_problems(directory.data_report)
         directory.record(

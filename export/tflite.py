@@ -59,7 +59,7 @@ def _write(classifier: Classifier, path: Path, about: dict[str, Any], options: O
     path.write_bytes(_converted(converter))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(INSIDE, json.dumps(about, indent=2, ensure_ascii=False))
-        archive.writestr("labels.txt", "".join(f"{name}\n" for name in about["classes"]))
+        archive.writestr("labels.txt", files.lines_of(about["classes"]))
 
 
 def _converted(converter: Any) -> bytes:

@@ -249,8 +249,7 @@ class Classifier:
             temporary.replace(directory / WEIGHTS)
         finally:
             temporary.unlink(missing_ok=True)
-        with files.replacing(directory / LABELS) as file:
-            file.writelines(" ".join(name.splitlines()) + "\n" for name in self.classes)
+        files.write_text(directory / LABELS, files.lines_of(self.classes))
         files.write_json(
             directory / JSON,
             {

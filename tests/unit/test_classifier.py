@@ -10,6 +10,7 @@ import pytest
 from dlzoo import load_data, zoo
 from dlzoo.errors import ModelError
 from dlzoo.export.parity import Photos
+from dlzoo.files import lines_of
 from dlzoo.transfer.classifier import Classifier, to_probabilities
 from dlzoo.zoo.spec import Preprocess
 from photos import coloured
@@ -80,6 +81,10 @@ def test_a_temperature_divides_the_logits(name):
     made.temper(4)
     np.testing.assert_allclose(made.model(images), before / 2, rtol=1e-5, atol=1e-6)
     assert made.origin["temperature"] == 2  # of both
+
+
+def test_labels_are_a_line_each_whatever_is_in_a_name():
+    assert lines_of(["daisy", "rose\nred", "tulip\r\n"]) == "daisy\nrose red\ntulip\n"
 
 
 def test_batches_are_put_together_in_order(classifier, images):
