@@ -489,16 +489,14 @@ def check(source: str, report: str | None, as_json: bool, **flags: Any) -> None:
     from .data import load_data
     from .data.catalogue import write_problems
 
-    problems: Sequence[Any] = ()
     try:
         loaded = load_data(source, **config.of_data())
-        problems = loaded.problems
     except DataError as error:  # then the list is needed most
-        problems = error.problems
-        raise
-    finally:
         if report:
-            write_problems(report, problems)
+            write_problems(report, error.problems)
+        raise
+    if report:
+        loaded.write_problems(report)
     if as_json:
         console.out_json(loaded.summary())
         return

@@ -349,6 +349,12 @@ def test_data_check_and_split_read_the_photos(call, tmp_path):
     assert (code, json.loads(out)["splits"]) == (0, {"train": 10, "val": 4, "test": 6})
     assert "20 images" in call("data", "check", tmp_path / "photos")[1]
     assert call("data", "check", tmp_path / "photo")[0] == 3
+    (report := tmp_path / "odd.csv").write_text("of an earlier look")
+    asked = ("--report", report)
+    assert call("data", "check", tmp_path / "photos", *asked, "--ignore-class", "c")[0] == 2
+    assert report.read_text() == "of an earlier look"  # nothing was read that could be told of
+    assert call("data", "check", tmp_path / "photos", *asked)[0] == 0
+    assert report.read_text() == "path,reason,action\n"
     out = ("--out", tmp_path / "s.csv")
     code, said, _ = call("data", "split", tmp_path / "photos", *shares, "--seed", "5", *out)
     assert (code, said) == (0, f"{tmp_path / 's.csv'}\n")
