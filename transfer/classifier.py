@@ -241,8 +241,10 @@ class Classifier:
         # Keras insists on this ending, so `files.replacing` cannot be used.
         temporary = directory / f".{os.getpid()}.part.weights.h5"
         try:
-            # not of the model itself: with it, an optimizer it was compiled with would be saved
-            keras.Model(self.model.inputs, self.model.outputs).save_weights(temporary)
+            # Not of the model itself: with it, an optimizer it was compiled with would be saved.
+            # By its name: Keras' own would count the models that this process has made.
+            model = self.model
+            keras.Model(model.inputs, model.outputs, name=model.name).save_weights(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             digest = files.sha256(temporary)

@@ -221,6 +221,7 @@ def result(out: Path) -> dict[str, str]:
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
     return {
         "weights": digest.hexdigest(),
+        "file": hashlib.sha256(weights[0].read_bytes()).hexdigest(),
         "metrics": repr(rows),
         "predictions": (folder / "predictions_test.csv").read_text(),
     }

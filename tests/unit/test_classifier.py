@@ -141,6 +141,12 @@ def test_saving_again_replaces(classifier, images, saved):
     assert np.array_equal(Classifier.load(saved).probabilities(images), other.probabilities(images))
 
 
+def test_a_save_is_the_same_bytes_whatever_the_process_has_made_before(classifier, saved, tmp_path):
+    classifier.save(again := tmp_path / "again")
+    for file in saved.iterdir():
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
 def test_a_save_torn_between_weights_and_description_is_refused(classifier, saved):
     before = (saved / "model.json").read_bytes()
     build().save(saved)
