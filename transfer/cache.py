@@ -190,7 +190,8 @@ class Frozen:
         data: images. rule: how they are made.
         augment: level of the views after the first.
         batch: images computed at a time.
-        steady: take the same engine each time, not the one that is faster just now.
+        steady: take the same engine each time, not the one that is faster just now or for so much
+            work, and what it gave alone: the bits are the same whatever has been cleared.
         hold: the images of a pass will be wanted again.
         workers: the processes that compute what lacks together; each then has all of it.
         leave: called with the number of images after each batch; raises to give up.
@@ -251,6 +252,7 @@ class Frozen:
         rule = {key: getattr(self.rule, key) for key in ("size", "crop", "interpolation")}
         layers = self.layers(place)
         facts = {"format": FORMAT, "rule": rule, "view": how, "layers": layers}
+        facts |= {"steady": True} if self.steady else {}
         folder = root() / files.sha256(json.dumps(facts, sort_keys=True).encode())[:32]
         if folder not in self._shelves:
             about = {"model": self.model.name, "place": place, "view": view, **rule}
@@ -433,6 +435,7 @@ class Frozen:
         if key not in self._engines:
             outputs = [self.bottom(place).output for place in layers]
             bottom = keras.Model(self.model.input, outputs, name=self.model.name)
+            work = None if self.steady else work
             self._engines[key] = fastest(bottom, batch=self.batch, work=work, steady=self.steady)
         return self._engines[key]
 

@@ -19,7 +19,7 @@ from ..errors import DlzooError, ModelError
 from ..zoo import checkpoints
 from ..zoo.from_run import JSON, WEIGHTS, not_a_run
 from ..zoo.spec import Preprocess
-from .distribute import in_float32
+from .distribute import in_float32, steady
 
 if TYPE_CHECKING:
     import keras
@@ -131,7 +131,8 @@ class Classifier:
         """Return the probabilities `(n, classes)` for a split, in the order of its keys.
 
         Where activations of all its images are in the cache, only the layers above them are
-        computed; that they and the whole model agree is checked on some images. What has been
+        computed; that they and the whole model agree is checked on some images. Not so with
+        `--deterministic`: the last bits would tell what the cache happens to hold. What has been
         answered is remembered.
         """
         self._check_taken((self.preprocess.size, self.preprocess.size, 3))
@@ -179,7 +180,7 @@ class Classifier:
 
         frozen = Frozen(self.model, data, self.preprocess)
         with surfacing(data):
-            if place := deepest(frozen, split):
+            if place := None if steady() else deepest(frozen, split):
                 found = frozen.activations([place], split)[place]
                 if place not in self._above:
                     self._above[place] = _traced(graph.cut(self.model, place)[1])
@@ -196,7 +197,7 @@ class Classifier:
                     stacklevel=2,
                 )
             work = graph.gmacs(self.model) * data.splits[split]
-            run = engine.frozen(self.model, work=work)
+            run = engine.frozen(self.model, work=work, steady=steady())
             images = batches(data, split, self.preprocess, batch=32)
             return np.concatenate([run(x.numpy())[0] for x, *_ in images])
 

@@ -111,6 +111,13 @@ def prepare(
     return Machine(words, name, scope, scope.num_replicas_in_sync, workers, why)
 
 
+def steady() -> bool:
+    """Say whether the operations of this process give the same bits each time."""
+    from tensorflow.python.framework import config  # TensorFlow has no public way to ask
+
+    return config.is_op_determinism_enabled()
+
+
 @contextmanager
 def in_float32() -> Iterator[None]:
     """Compute in true float32 inside: what is answered, kept or compared.

@@ -630,11 +630,7 @@ class _Training:
         """Return the same of activations."""
         frozen, wanted = self.frozen, self.wanted(stage)
         missing = sum(frozen.missing(*each) for each in wanted)
-        # the same engine however much is there already, if the bits must be the same
-        every = sum(
-            len(views) * self.data.splits[name] for _, splits, views in wanted for name in splits
-        )
-        work = (every if self.how.deterministic else missing) * graph.gmacs(split.bottom)
+        work = missing * graph.gmacs(split.bottom)
         found = {}
         with frozen.passing(f"frozen layers up to {split.at}", missing):
             for places, splits, views in wanted:

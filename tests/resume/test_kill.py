@@ -145,6 +145,18 @@ def test_fault_29_t2_killed_where_layers_are_frozen_again(tmp_path):
 
 
 @long
+def test_fault_29_t2_killed_and_what_was_computed_of_the_photos_cleared(tmp_path):
+    """What frozen layers gave is computed again, and answers do not tell whether it is there."""
+    settings = {"backbone": "steady", "stages": "all:1,C4:2,head:2"}
+    whole = until_done(tmp_path / "whole", home=tmp_path / "home", **settings)
+    for point in ("before the last stage", "saving the model"):
+        out, home = tmp_path / point, tmp_path / "cleared"
+        assert run(out, POINTS[point], home=home, **settings) == -signal.SIGKILL, nursery.said(out)
+        shutil.rmtree(home)
+        assert until_done(out, home=home, **settings) == whole
+
+
+@long
 @pytest.mark.parametrize("operation", range(1, 13))
 def test_fault_30_t2_killed_between_the_writes_of_a_checkpoint(brief, tmp_path, operation):
     assert until_done(tmp_path, partial(nursery.in_save, 3, operation), **BRIEF) == brief

@@ -113,6 +113,23 @@ def test_a_few_more_photos_cost_a_few_photos(model):
     assert len(found["C4"]) == 22
 
 
+def test_what_is_steady_does_not_tell_what_was_there(model, data, monkeypatch):
+    """Little work takes another engine, whose last bits are others; so may any other run."""
+    asked, real = [], cache.fastest
+
+    def fastest(*args, work, **options):
+        asked.append(work)
+        return real(*args, work=0, **options)
+
+    monkeypatch.setattr(cache, "fastest", fastest)
+    steady = make(model, data, steady=True)
+    for split, work in (("val", 1.0), ("train", 1e6)):
+        steady._engines.clear()
+        assert computed(steady, ["features"], split, work=work)[1] == data.splits[split]
+        assert computed(make(model, data), ["features"], split)[1] == data.splits[split]
+    assert asked[0] == asked[-2] is None
+
+
 def test_the_same_image_twice_is_computed_once(model):
     x, y = pictures(6)
     x, y = np.concatenate([x, x]), np.concatenate([y, y])
