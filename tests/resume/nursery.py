@@ -51,6 +51,7 @@ def body(x, drop=0.1):
 
     taps = {}
     for i, width in enumerate((8, 12), start=3):
+        # LiteRT answers zeros for 3 x 3 at stride 4, which is noticed: Keras computes
         x = conv(x, width, 3, 4, name=f"conv{i}")
         if not drop:  # of the kind that a tail computes in another way
             x = conv(x, width, 1, name=f"point{i}")
