@@ -65,7 +65,7 @@ def read_folder(root: Path, name: str | None = None) -> Source:
         split == "train"
         and _has_folders(folder)
         # alone beside others it may be a class, to any depth: then images lie straight in it
-        and (named > 1 or named == len(folders) or not any(map(claims_image, _files(folder))))
+        and (named > 1 or named == len(folders) or not any(map(claims_image, files_in(folder))))
         for folder, split in splits.items()
     )
     if layered:
@@ -121,16 +121,19 @@ def _split_classes(
 
 def _unwrapped(root: Path) -> Path:
     """Go down where a folder holds nothing but one folder of folders (archives do that)."""
-    while True:
-        inside = [e for e in _entries(root) if not is_junk(e.name)]
-        if len(inside) != 1 or not inside[0].is_dir():
-            return root
-        inner = Path(inside[0].path)
+    while inner := only_folder(root):
         if split_name(inner.name) or not _has_folders(inner) or inner.is_symlink():
-            return root
-        if _files(inner):
-            return root
+            break
+        if files_in(inner):
+            break
         root = inner
+    return root
+
+
+def only_folder(folder: Path) -> Path | None:
+    """Return the one folder that is all a folder holds, or None."""
+    inside = [e for e in _entries(folder) if not _is_junk(e.name)]
+    return Path(inside[0].path) if len(inside) == 1 and inside[0].is_dir() else None
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
@@ -151,15 +154,15 @@ def _forbidden(path: Path) -> DataError:
 
 
 def _has_folders(folder: Path) -> bool:
-    return any(e.is_dir() and not is_junk(e.name) for e in _entries(folder))
+    return any(e.is_dir() and not _is_junk(e.name) for e in _entries(folder))
 
 
-def _files(folder: Path) -> list[Path]:
-    return [Path(e.path) for e in _entries(folder) if e.is_file() and not is_junk(e.name)]
+def files_in(folder: Path) -> list[Path]:
+    """Return the files straight in a folder, sorted, but the system's."""
+    return [Path(e.path) for e in _entries(folder) if e.is_file() and not _is_junk(e.name)]
 
 
-def is_junk(name: str) -> bool:
-    """Say whether a file or folder of that name is the system's, and no data."""
+def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _JUNK
 
 
@@ -172,7 +175,7 @@ def _folders(folder: Path, root: Path, problems: list[Problem]) -> list[Path]:
     found = []
     for entry in _entries(folder):
         key = _key(entry.path, root)
-        if is_junk(entry.name):
+        if _is_junk(entry.name):
             problems.append(Problem(key, "hidden or system file", "ignored"))
         elif entry.is_dir():
             found.append(Path(entry.path))
@@ -213,7 +216,7 @@ def _walk(
             reason = f"a link that leads nowhere ({error.strerror})"
             problems.append(Problem(key, reason, "ignored"))
             continue
-        if is_junk(entry.name):
+        if _is_junk(entry.name):
             problems.append(Problem(key, "hidden or system file", "ignored"))
         elif stat.S_ISDIR(mode):
             yield from _walk(Path(entry.path), root, problems, (*above, here))

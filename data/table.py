@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 
 from .. import files
 from ..errors import DataError, nearest
-from .folder import is_junk
+from .folder import files_in, only_folder
 from .records import Record, Source, split_name
 
 SUFFIXES = (".csv", ".tsv")
@@ -171,12 +171,10 @@ def table_inside(folder: Path) -> Path | None:
 
     Folders that hold nothing but one folder are gone through.
     """
-    while True:
-        inside = [path for path in folder.iterdir() if not is_junk(path.name)]
-        if len(inside) != 1 or not inside[0].is_dir():
-            break
-        folder = inside[0]
-    tables = [path for path in inside if path.suffix.lower() in SUFFIXES and _is_table(path)]
+    while inner := only_folder(folder):
+        folder = inner
+    found = [path for path in files_in(folder) if path.suffix.lower() in SUFFIXES]
+    tables = [path for path in found if _is_table(path)]
     return tables[0] if len(tables) == 1 else None
 
 
