@@ -138,7 +138,12 @@ class Record:
 
     def _is_another(self, path: Path) -> bool:
         with suppress(OSError, ValueError):  # the decoder says what is wrong
-            return stamp_of(path) != self.stamp != "" and files.sha256(path) != self.sha256
+            stamp = stamp_of(path)
+            if stamp == self.stamp or not self.stamp:
+                return False
+            if files.sha256(path) != self.sha256:
+                return True
+            self.stamp = stamp  # touched only: it need not be read as a whole each time
         return False
 
     def encoded(self) -> bytes:
