@@ -34,10 +34,9 @@ def examine() -> dict[str, Any]:
     Returns:
         versions, backend, cpu_cores, gpus, device and device_reason (what `--device auto`
         means here), strategy and strategy_reason (the same of `--strategy auto`), start (whether
-        imported modules are compiled only once), memory_gb and
-        disk_gb (free / total), cache and cache_mb, weights (by model: ready without a download
-        or not), extras (installed, or how to), problems (what keeps dlzoo from working; empty
-        is healthy).
+        imported modules are compiled only once), memory_gb and disk_gb (free / total), cache and
+        cache_mb, weights (by model: ready without a download or not), extras (installed, or how
+        to), problems (what keeps dlzoo from working; empty is healthy).
     """
     problems: list[str] = []
     gpus, backend = _accelerators(problems)
