@@ -460,17 +460,17 @@ def info(name: str, brief: bool, size: int | None, plot: str | None, as_json: bo
 
 @cli.command()
 @click.argument("backbone", shell_complete=complete_model)
-@click.option("--offline", is_flag=True, default=None, help="Only look whether they are here.")
-def fetch(backbone: str, offline: bool | None) -> None:
+@click.option("--offline", is_flag=True, help="Only look whether they are here.")
+def fetch(backbone: str, offline: bool) -> None:
     """Get a model's weights now, to work without a network later."""
     from . import zoo
     from .zoo import weights
 
-    with weights.offline_if(bool(offline)):
+    with weights.offline_if(offline):
         variant, row = zoo.resolve(backbone, True)
-    assert row is not None  # True asks for one
-    with console.progress(f"{variant.name}.{row.tag}") as progress:
-        path = weights.locate(row, variant.name, offline=offline, progress=progress)
+        assert row is not None  # True asks for one
+        with console.progress(f"{variant.name}.{row.tag}") as progress:
+            path = weights.locate(row, variant.name, progress=progress)
     console.out(str(path))
 
 

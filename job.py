@@ -222,9 +222,8 @@ class Job:
             )
         if self.row:
             with console.progress(f"{self.variant.name}.{self.row.tag}") as progress:
-                offline = config.offline or None
                 if self.row.reader != "preset":  # such a library loads its own
-                    locate(self.row, self.variant.name, offline=offline, progress=progress)
+                    locate(self.row, self.variant.name, progress=progress)
             self.weights = self.row.tag
 
     @may_fetch
@@ -237,8 +236,7 @@ class Job:
         else:
             with console.progress("scanning images") as progress:
                 self.data = load_data(self.source, **config.of_data(), progress=progress)
-        if config.flip != "auto":
-            self.data.flip = config.flip == "on"
+        self.data.settle_flip(config.flip)
         if config.tta == "on" and not self.data.flip:
             from .transfer.combine import never_mirrored
 
@@ -406,7 +404,6 @@ class Job:
         from .transfer.freeze import unfreeze
         from .zoo import graph
 
-        config = self.config
         plan = plan.fitted(self.variant.taps)
         arguments: dict[str, Any] = {"pool": plan.pool, "taps": plan.taps}
         if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
@@ -418,7 +415,6 @@ class Job:
                 weights=self.weights,
                 input_shape=(plan.size, plan.size, 3),
                 dropout=plan.dropout,
-                offline=config.offline or None,
                 **arguments,
             )
         kinds = {type(layer).__name__ for layer in self.model.layers}

@@ -131,8 +131,7 @@ class Run:
             ignore_classes=config.get("ignore_class", ()),
             task=config.get("task", "auto"),
         )
-        if (flip := config.get("flip")) in ("on", "off"):
-            data.flip = flip == "on"
+        data.settle_flip(config.get("flip", "auto"))
         return data
 
     @property

@@ -70,6 +70,11 @@ class Data:
         sizes = "/".join(str(n) for n in self.splits.values())
         return f"<Data {self.name!r}: {self.task}, {len(self.classes)} classes, {sizes} images>"
 
+    def settle_flip(self, said: str) -> None:
+        """Let `on` or `off` say whether mirror images make sense; `auto` leaves it to the data."""
+        if said != "auto":
+            self.flip = said == "on"
+
     def records(self, split: str) -> list[Record]:
         """Return the records of a split, in their fixed order; raises DataError `data.split`."""
         try:
