@@ -53,11 +53,11 @@ def create_model(
         num_classes: of the logits; default as the weights or the paper have it. If it
             differs from the weights', the logits layer starts fresh and all else is loaded.
             0 builds the headless backbone: its last feature map, pooled if `pool` is given.
-        weights: None (random), a tag, True (the variant's first checkpoint), `hf://...`, or the
-            path of a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras` file, or of a run of
-            dlzoo: its preprocessing comes along, and its logits if there are as many classes. For a
-            file that says nothing of preprocessing, that of the checkpoint it is, by its name or
-            hash, is taken, or else of the variant's first of its kind.
+        weights: None (random), a tag, True or `imagenet` (the variant's first checkpoint),
+            `hf://...`, or the path of a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras`
+            file, or of a run of dlzoo: its preprocessing comes along, and its logits if there are
+            as many classes. For a file that says nothing of preprocessing, that of the checkpoint
+            it is, by its name or hash, is taken, or else of the variant's first of its kind.
         input_shape: `size`, `(height, width)` or `(height, width, channels)` in pixels.
         in_chans: image channels. With weights made for RGB, 1 sums the first kernel over its
             channels: a grey image is answered as three equal channels are, but for the first

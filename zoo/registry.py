@@ -62,7 +62,8 @@ def resolve(name: str, tag: str | bool | None = None) -> tuple[Variant, Weights 
 
     Args:
         name: `vgg16`, or with a checkpoint `vgg16.tv_in1k`; or a foreign one (sources.py).
-        tag: names the checkpoint if `name` does not; True takes the variant's first.
+        tag: names the checkpoint if `name` does not; True, or `imagenet` as in keras.applications,
+            takes the variant's first.
 
     Raises:
         UsageError: `model.unknown`, `model.unknown-weights` or `model.no-weights`, with the
@@ -81,7 +82,7 @@ def resolve(name: str, tag: str | bool | None = None) -> tuple[Variant, Weights 
     tag = in_name or tag
     if not tag:
         return variant, None
-    if tag is True:
+    if tag in (True, "imagenet"):
         if not variant.weights:
             raise UsageError(
                 "model.no-weights",

@@ -60,7 +60,9 @@ def test_resolve_finds_the_checkpoint_by_name_or_tag():
     by_name, by_tag = zoo.resolve("vgg16.tv_in1k"), zoo.resolve("vgg16", "tv_in1k")
     assert by_name == by_tag and by_name[1].uri.endswith("vgg16-397923af.pth")
     assert zoo.resolve("vgg16")[1] is None
-    assert zoo.resolve("vgg16", True)[1].tag == "keras_in1k"
+    for first in (True, "imagenet"):
+        assert zoo.resolve("vgg16", first)[1].tag == "keras_in1k"
+    assert zoo.resolve("vgg16.tv_in1k", "imagenet") == by_name
     with pytest.raises(UsageError, match=r"model\.no-weights"):
         zoo.resolve("lenet5", True)
 
