@@ -94,12 +94,15 @@ class Ensemble(Job):
             super().find_model()
 
     def build(self, begun: RunDir | None = None) -> None:
-        """Build the first member, whose plan and size stand in the header."""
+        """Build the first member, whose plan and size stand in the header; from then on the
+        settings are those of the ensemble.
+        """
         from .transfer.combine import check_alike
         from .transfer.plan import LBFGS
 
         self.config = self.config.model_copy(update={"time": self._time})
         super().build(RunDir.open(self.runs[0]) if self.runs else begun)
+        self.config = self.whole
         if self.runs:  # no run is made of what cannot be made one
             check_alike(self._trained(self.runs), self.whole.average)
         convex = all(stage.optimizer == LBFGS for stage in self.plan.stages)
@@ -122,8 +125,7 @@ class Ensemble(Job):
         return found | {"members": self.backbones}
 
     def write_inputs(self, directory: RunDir) -> None:
-        """Write what the run starts from: the settings are those of the ensemble."""
-        self.config = self.whole
+        """Write what the run starts from, and which runs it is made of."""
         if self.runs:
             directory.record(members=[str(run) for run in self.runs])
         super().write_inputs(directory)

@@ -144,6 +144,21 @@ def test_an_ensemble_goes_on_where_it_was_stopped(run, photos, tmp_path, monkeyp
     assert again.metrics["test"]["confusion"] == run.metrics["test"]["confusion"]
 
 
+@pytest.mark.full
+def test_an_ensemble_that_was_stopped_twice_keeps_its_time(photos, tmp_path, monkeypatch):
+    """Each member has a share of it, which is not the time of the whole."""
+    from dlzoo.averaging import Ensemble
+
+    def stopped(self, directory, i):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ensemble, "_member", stopped)
+    given = {"ensemble": 2, "time": 1000, "name": "both", "out": str(tmp_path), **SMALL}
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            finetune("lenet5", photos, resume="auto", **given)
+
+
 def test_finished_runs_become_one(run, tmp_path, call):
     one, two = (m["run"] for m in run.metrics["ensemble"]["members"])
     code, stdout, stderr = call("ensemble", one, two, "--average", "logits", "--tta", "on",
