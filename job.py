@@ -400,6 +400,8 @@ class Job:
             preset: that the plan was made from; None: it is taken as it stands.
             alone: build it for this process only.
         """
+        import keras
+
         from . import zoo
         from .transfer.freeze import unfreeze
         from .zoo import graph
@@ -408,7 +410,10 @@ class Job:
         arguments: dict[str, Any] = {"pool": plan.pool, "taps": plan.taps}
         if self.variant.thumbnail:  # nothing to pool: it keeps the head of its paper
             arguments, plan = {}, replace(plan, taps=())
-        with nullcontext() if alone else self.machine.strategy.scope():
+        scope = nullcontext() if alone else self.machine.strategy.scope()
+        # new weights do not depend on what was built before, to see how long it would take
+        keras.utils.set_random_seed(self.config.seed)
+        with scope:
             self.model = zoo.create_model(
                 self.variant.name,
                 num_classes=1 if self.data.task == "binary" else len(self.data.classes),
