@@ -22,6 +22,11 @@ def learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
     return float(np.asarray(optimizer.learning_rate))
 
 
+def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return the optimizer that takes the steps: with mixed precision it has one around it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def scalars(logs: Mapping[str, Any] | None) -> dict[str, float]:
     """Return the quantities that are one number; `F1Score` may give one for each class."""
     return {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}
@@ -88,7 +93,7 @@ class Resumable(keras.callbacks.Callback):
     def _updates_of_now(self) -> int | None:
         """Return the steps of the optimizer, None where they are not those of the fit."""
         optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is None or optimizer.gradient_accumulation_steps:
+        if optimizer is None or inner(optimizer).gradient_accumulation_steps:
             return None
         return int(np.asarray(optimizer.iterations))
 

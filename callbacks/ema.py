@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
-from .base import Resumable
+from .base import Resumable, inner
 
 
 class AverageWeights(Resumable):
@@ -28,7 +28,7 @@ class AverageWeights(Resumable):
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Look whether there is an average."""
-        if not getattr(self.model.optimizer, "use_ema", False):
+        if not inner(self.model.optimizer).use_ema:
             raise UsageError(
                 "train.ema",
                 "the optimizer keeps no moving average of the weights",
@@ -55,7 +55,7 @@ class AverageWeights(Resumable):
             self._trained = None
 
     def _pairs(self) -> list[tuple[Any, Any]]:
-        optimizer = self.model.optimizer
+        optimizer = inner(self.model.optimizer)
         # private, as in Keras' own SwapEMAWeights: there is no other way to them
         means = optimizer._model_variables_moving_average
         return list(zip(optimizer._trainable_variables, means, strict=True))

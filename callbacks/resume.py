@@ -325,7 +325,8 @@ class Resume(Resumable):
 
     def _restore(self, checkpoint: Checkpoint, groups: Sequence[str] = GROUPS) -> None:
         """Put back what a checkpoint holds, as often as something may have changed it."""
-        if "optimizer" in groups:
+        # that of mixed precision would make its own variables once more
+        if "optimizer" in groups and not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         # an epoch begins with no sums of metrics
         self._assign(checkpoint, [n for n in groups if n != "metrics" or self._skipped])

@@ -122,6 +122,12 @@ def dense(loss="mse", **options):
     return model
 
 
+def mixed_precision():
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1, dtype="mixed_float16")])
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", run_eagerly=True)
+    return model
+
+
 def two_answers():
     x = keras.Input((5,), name="x")
     answers = {name: keras.layers.Dense(1, name=name)(x) for name in "ab"}
@@ -166,6 +172,7 @@ def batches(*parts):
 X, Y = samples()
 KINDS = {
     "two answers": (2, two_answers, lambda: batches({"x": X}, {"a": Y, "b": Y})),
+    "mixed precision": (2, mixed_precision, lambda: batches(X, Y)),
     "no labels": (2, without_labels, lambda: batches(X).map(lambda x: x)),
     "a tuple of one": (2, without_labels, lambda: batches(X)),
     "a step of its own": (2, OwnStep, lambda: batches(X)),

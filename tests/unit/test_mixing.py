@@ -8,6 +8,7 @@ from dlzoo.callbacks import AverageWeights, BestModel, Resume
 from dlzoo.data.augment import mixed
 from dlzoo.errors import UsageError
 from dlzoo.transfer.optim import make_optimizer
+from keras.optimizers import LossScaleOptimizer
 
 N = 6
 
@@ -71,10 +72,10 @@ X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 Y = X @ np.float32([[1.0], [-2.0], [0.5], [3.0]])
 
 
-def fitted(epochs, ema, folder=None, stop_after=None):
+def fitted(epochs, ema, folder=None, stop_after=None, around=lambda optimizer: optimizer):
     """Return the model after a fit, the best weights, and what trained at each epoch's begin."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
-    model.compile(make_optimizer("sgd", 0.05, ema=ema), "mse", jit_compile=False)
+    model.compile(around(make_optimizer("sgd", 0.05, ema=ema)), "mse", jit_compile=False)
     trained = []
 
     class Watch(keras.callbacks.Callback):
@@ -110,10 +111,12 @@ def test_the_average_is_measured_and_kept_and_training_goes_on_without_it():
     np.testing.assert_allclose(np.ravel(best.kept[0]), mean, rtol=1e-5)
 
 
-def test_a_run_with_an_average_goes_on_to_the_same_bits(tmp_path):
-    _, whole, _ = fitted(3, 0.8)
-    assert fitted(3, 0.8, tmp_path, stop_after=8) is None
-    _, again, _ = fitted(3, 0.8, tmp_path)
+@pytest.mark.parametrize("around", [lambda optimizer: optimizer, LossScaleOptimizer])
+def test_a_run_with_an_average_goes_on_to_the_same_bits(tmp_path, around):
+    """Also with the optimizer that mixed precision puts around the one that has the average."""
+    _, whole, _ = fitted(3, 0.8, around=around)
+    assert fitted(3, 0.8, tmp_path, stop_after=8, around=around) is None
+    _, again, _ = fitted(3, 0.8, tmp_path, around=around)
     for a, b in zip(whole.kept, again.kept, strict=True):
         np.testing.assert_array_equal(a, b)
 
