@@ -124,7 +124,8 @@ def dense(loss="mse", **options):
 
 def mixed_precision():
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1, dtype="mixed_float16")])
-    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", run_eagerly=True)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    model.compile(optimizer, "mse", run_eagerly=True)
     return model
 
 
