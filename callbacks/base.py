@@ -41,6 +41,13 @@ def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield layer
 
 
+def sorted_out(model: keras.Model) -> tuple[list[Any], list[Any]]:
+    """Return the variables of a model that stand still in a fit, and those that may change."""
+    frozen = {id(v) for layer in leaves(model) if not layer.trainable for v in layer.weights}
+    still = [v for v in model.variables if id(v) in frozen]
+    return still, [v for v in model.variables if id(v) not in frozen]
+
+
 def check_built(model: keras.Model) -> None:
     """Check that the variables of a model are there before its first batch.
 

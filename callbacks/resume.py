@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import ResumeError, UsageError
 from ..units import parse_seconds
 from ..workers import Together, Workers
-from .base import CUT, SIGNALLED, Resumable, check_built, leaves
+from .base import CUT, SIGNALLED, Resumable, check_built, sorted_out
 from .checkpoint import KEEP, Checkpoint, Checkpoints, Group
 
 INTERVAL = 20.0  # seconds between two checkpoints of `every="auto"`, at least
@@ -138,6 +138,11 @@ class Resume(Resumable):
         """
         if self._pending is not None:
             self._assign(self._pending, ("still", "model"))
+
+    def load(self, callback: Resumable) -> None:
+        """Give a callback what the checkpoint found has of it, before the fit that goes on does."""
+        if self._pending is not None:
+            _load(callback, self._pending, type(callback).__name__)
 
     def put_back(self) -> None:
         """Give model and callbacks what the checkpoint holds, where no fit is to go on."""
@@ -305,9 +310,8 @@ class Resume(Resumable):
             return list(self.model.optimizer.variables)
         if name == "metrics":
             return list(self.model.metrics_variables)
-        model = self._whole()
-        still = {id(v) for layer in leaves(model) if not layer.trainable for v in layer.weights}
-        return [v for v in model.variables if (id(v) in still) == (name == "still")]
+        still, moving = sorted_out(self._whole())
+        return still if name == "still" else moving
 
     def _groups(self, sums: Sequence[np.ndarray] | None = None) -> dict[str, Group]:
         def read(variables: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
@@ -332,14 +336,19 @@ class Resume(Resumable):
         self._assign(checkpoint, [n for n in groups if n != "metrics" or self._skipped])
         self.stage = checkpoint.state["stage"]
         for name, callback in self.watched.items():
-            if name in checkpoint.state["callbacks"]:
-                callback.load_state_dict(checkpoint.state["callbacks"][name])
-                callback.load_arrays(checkpoint.arrays(name))
+            _load(callback, checkpoint, name)
 
     def _assign(self, checkpoint: Checkpoint, groups: Iterable[str]) -> None:
         for name in groups:
             file = checkpoint.path / f"{name}.npz"
             assign(self._variables(name), checkpoint.arrays(name), file)
+
+
+def _load(callback: Resumable, checkpoint: Checkpoint, name: str) -> None:
+    """Give a callback what a checkpoint has of it by this name, if it has anything."""
+    if name in checkpoint.state["callbacks"]:
+        callback.load_state_dict(checkpoint.state["callbacks"][name])
+        callback.load_arrays(checkpoint.arrays(name))
 
 
 def build_metrics(model: keras.Model, labels: Any, answers: Any, weights: Any = None) -> None:

@@ -42,6 +42,7 @@ from ..workers import Together
 from ..zoo import graph
 from ..zoo.spec import Preprocess
 from . import engine, estimate, probe, shelf
+from .begin import Beginning
 from .cache import Activations, EveryView, Frozen
 from .distribute import Machine
 from .freeze import Split, frozen_part, unfreeze
@@ -55,7 +56,7 @@ from .tail import trainable_view
 MONITORS = ("loss", "acc", "val_loss", "val_acc")
 SAMPLE = 4  # batches, to measure what making images costs
 STARVED = 0.5  # of a training step: then the network waits for images more than it computes
-HALVINGS = 4  # batches that are tried before memory counts as too small
+HALVINGS = 3  # of a batch, before memory counts as too small
 # of a stage: makes its training set from (epoch, step, part), its validation set from (part), and
 # the latter's batch
 Images = tuple[Callable[..., tf.data.Dataset], Callable[..., tf.data.Dataset], int]
@@ -232,6 +233,7 @@ class _Training:
         self.guard = StopOnDivergence(
             chance_loss=loss, chance_acc=accuracy, files=self.images_of_batch
         )
+        self.beginning = Beginning(model, self.best, (self.guard, self.history))
         self.frozen = Frozen(
             model, data, rule, augment=plan.augment, steady=how.deterministic,
             hold=len(plan.stages) > 1 or plan.stages[0].views > 1,
@@ -436,27 +438,25 @@ class _Training:
 
     def fit_in_memory(self, stage: Stage, split: Split | None) -> None:
         """Fit a stage; where its batch does not fit into memory and may be halved, do so."""
-        begun = self.resume is not None and bool(self.resume.epoch or self.resume.batch)
-        watched = (self.guard, self.best, self.history)
-        states = [(c.state_dict(), c.arrays() if c.arrays_version() else []) for c in watched]
-        weights = self.model.get_weights() if self.how.halve and not begun else None
-        for _ in range(HALVINGS):
+        resume = self.resume
+        if resume and (resume.epoch or resume.batch):
+            resume.load(self.beginning)
+        elif self.how.halve:
+            self.beginning.take()
+        smallest = max(1, stage.batch >> HALVINGS)
+        while True:
             batch = self.doing["batch"]
             try:
                 with traced_graphs_let_go():
                     return self.fit(stage, split, batch)
             except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-                if weights is None or batch < 2:
+                if self.beginning.version is None or batch // 2 < smallest:
                     raise _too_large(batch) from error
             self.doing["batch"] = batch // 2
             self.say(f"out of memory with a batch of {batch}: two of {batch // 2} make a step")
-            self.model.set_weights(weights)
-            for callback, (state, arrays) in zip(watched, states, strict=True):
-                callback.load_state_dict(state)
-                callback.load_arrays(arrays)
-            if self.resume:
-                self.resume.new_stage(stage.name)
-        raise _too_large(self.doing["batch"])
+            self.beginning.put_back()
+            if resume:
+                resume.new_stage(stage.name)
 
     def fit(self, stage: Stage, split: Split | None, batch: int) -> None:
         """Train what the stage has unfrozen, from where the checkpoint found stands.
@@ -497,6 +497,7 @@ class _Training:
         callbacks = self.callbacks(stage, steps)
         if self.resume:
             kept = [c for c in callbacks if isinstance(c, Resumable)]
+            kept += [self.beginning] * self.how.halve
             callbacks.append(self.resume.watching(kept))
         if not by_steps:
             self.converge(stage, trained, callbacks)

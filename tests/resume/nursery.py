@@ -72,13 +72,29 @@ def register() -> None:
         add(name, params=0, gmacs=0.0, size=SIZE, min_size=8, taps={"C3": 8, "C4": 12})
 
 
-def finetune(out: Path, **settings):
-    """Run the whole job, or go on with it."""
+def finetune(out: Path, data=None, **settings):
+    """Run the whole job, or go on with it; by default with photos that no file holds."""
     import dlzoo
 
     register()
-    data = dlzoo.load_data(photos(), val_split=0.2, test_split=0.2, seed=3)
+    data = data or dlzoo.load_data(photos(), val_split=0.2, test_split=0.2, seed=3)
     return dlzoo.finetune(data=data, out=str(out), resume="auto", **{**SETTINGS, **settings})
+
+
+def resume(out: Path, **settings):
+    """Go on with the run by its path alone."""
+    import dlzoo
+
+    register()
+    return dlzoo.resume(out / "run", **settings)
+
+
+def command(out: Path, **settings):
+    """Go on by the command."""
+    from dlzoo.cli import main
+
+    register()
+    main(["resume", str(out / "run"), *(f"--{key}={value}" for key, value in settings.items())])
 
 
 # -- dying
@@ -115,7 +131,7 @@ def at_step(n: int, act=die) -> None:
 # -- processes
 
 
-def _child(out: Path, prepare, settings: dict, home: Path, env: dict) -> None:
+def _child(out: Path, job, prepare, settings: dict, home: Path, env: dict) -> None:
     os.environ |= {"DLZOO_HOME": str(home), **env}
     gc.freeze()  # what was imported before the fork is never garbage
     with (out / "child.txt").open("a") as file:
@@ -126,7 +142,7 @@ def _child(out: Path, prepare, settings: dict, home: Path, env: dict) -> None:
     try:
         for plan in prepare:
             plan()
-        finetune(out, **settings)
+        job(out, **settings)
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException as error:
@@ -146,15 +162,15 @@ def server():
     return context
 
 
-def run(out: Path, *prepare, home: Path | None = None, wait: float = 120, **settings) -> int:
+def run(out: Path, *prepare, wait: float = 120, **how) -> int:
     """Run a child; return its exit code, or minus the signal that ended it.
 
     Args:
         out: its folder of runs. prepare: called in the child first; they say where it dies.
-        home: of its cache; default: one of its own in `out`.
+        how: `home`, of its cache, by default one of its own in `out`; `job`, what is done, by
+            default `finetune`; and the settings of that.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    process = start(out, *prepare, home=home, **settings)
+    process = start(out, *prepare, **how)
     process.join(wait)
     if process.is_alive():
         process.kill()
@@ -162,10 +178,12 @@ def run(out: Path, *prepare, home: Path | None = None, wait: float = 120, **sett
     return process.exitcode
 
 
-def start(out: Path, *prepare, home: Path | None = None, env: dict | None = None, **settings):
+def start(
+    out: Path, *prepare, job=finetune, home: Path | None = None, env: dict | None = None, **settings
+):
     """Start a child and return its process."""
     out.mkdir(parents=True, exist_ok=True)
-    arguments = (out, prepare, settings, home or out / "home", env or {})
+    arguments = (out, job, prepare, settings, home or out / "home", env or {})
     process = server().Process(target=_child, args=arguments)
     process.start()
     return process
@@ -284,18 +302,22 @@ def in_cache(method: str, n: int) -> None:
 
 
 def in_finish(where: str, n: int = 1, after: bool = False) -> None:
-    """Die in what comes after training."""
-    from dlzoo import export
+    """Die in what comes before training or after it."""
+    from dlzoo import export, run
     from dlzoo.report import metrics, plots, predictions
     from dlzoo.rundir import RunDir
+    from dlzoo.transfer import combine, distil
     from dlzoo.transfer.classifier import Classifier
 
     owner, name = {
+        "teacher": (distil, "softened"),
+        "members": (combine, "together"),
         "save": (Classifier, "save"),
         "metrics": (metrics, "evaluate"),
         "predictions": (predictions, "write"),
         "plots": (plots, "curves"),
         "export": (export, "export"),
+        "report": (run, "_report"),
         "finished": (RunDir, "__exit__"),
     }[where]
     nth_call(owner, name, n, after=after)
@@ -361,6 +383,26 @@ def small_files(limit: int) -> None:
         Checkpoints, "save", 2,
         lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
+
+
+def out_of_memory(n: int, limit: int) -> None:
+    """Let memory run out in the n-th training step of all, where its batch is above a limit."""
+    import tensorflow as tf
+    from dlzoo.callbacks import StopOnDivergence
+    from dlzoo.transfer.fit import _Training
+
+    real_fit, real_end, size = _Training.fit, StopOnDivergence.on_train_batch_end, []
+
+    def fit(self, stage, split, batch):
+        size[:] = [batch]
+        return real_fit(self, stage, split, batch)
+
+    def end(self, batch, logs=None):
+        real_end(self, batch, logs)
+        if logs and self.step >= n and size[0] > limit:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    _Training.fit, StopOnDivergence.on_train_batch_end = fit, end
 
 
 def two_replicas() -> None:

@@ -246,6 +246,28 @@ def test_fault_32_t6_a_full_disk_keeps_the_last_good_checkpoint(whole, tmp_path,
     assert until_done(tmp_path) == whole
 
 
+@long
+def test_fault_25_t6_memory_runs_out_in_a_run_that_was_killed(tmp_path):
+    """The stage begins again with half of the batch, as in the run that nobody disturbed, also
+    where checkpoints of the whole batch are there.
+    """
+    stages = [
+        {"name": name, "unfreeze": name, "epochs": 2, "batch": 16, "lr": 0.02}
+        for name in ("C4", "all")
+    ]
+    settings = {"stages": stages, "batch": "auto", "save_every": 2, "quiet": False}
+    lacking = partial(nursery.out_of_memory, 9, 8)  # in the second epoch of the second stage
+    results = []
+    for name, deaths in (("whole", ()), ("cut", (9, 4, 7))):
+        for step in deaths:  # before it runs out, and with the half batch before it is saved
+            dying = lacking, partial(nursery.at_step, step)
+            assert run(tmp_path / name, *dying, **settings) == -signal.SIGKILL
+        assert run(tmp_path / name, lacking, **settings) == 0, nursery.said(tmp_path / name)
+        line(tmp_path / name, "out of memory with a batch of 16: two of 8 make a step")
+        results.append(nursery.result(tmp_path / name))
+    assert results[0] == results[1]
+
+
 SIGNALS = [("SIGTERM", 1), ("SIGINT", 1), ("SIGINT", 2), ("SIGHUP", 1)]
 
 
