@@ -1,15 +1,18 @@
 """Kill runs again and again, and see that they come to the same to the last bit.
 
     python benchmarks/kill_storm.py [--kills 200] [--seed 0]
+    python benchmarks/kill_storm.py --recipes 50 [--seed 0]
     python benchmarks/kill_storm.py --photos FLOWERS [--kills 3] [--save-every auto]
 
 Without photos: the small network of tests/resume, in processes that are killed with SIGKILL at
-random moments of wall time, wherever they are then; a checkpoint every 3 steps. With photos: the
-whole command on real ones, killed at random times of its training, and once not at all.
+random moments of wall time, wherever they are then; a checkpoint every 3 steps. With recipes: so
+many of `tests/resume/recipes.py`, each another one, of seeds from `--seed` on; one that does not
+come to the same is told with all that it printed. With photos: the whole command on real ones,
+killed at random times of its training, and once not at all.
 
-Printed: kills, differences (there must be none), training steps that were lost (done after the
-newest checkpoint and before the kill), how long a checkpoint stalls the training, the share of
-the time that went into checkpoints, and how long a start takes until it trains again.
+Printed, but of recipes: kills, differences (there must be none), training steps that were lost
+(done after the newest checkpoint and before the kill), how long a checkpoint stalls the training,
+the share of the time that went into checkpoints, and how long a start takes until it trains again.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "resume"))
 
 import nursery
+import recipes
 
 
 def count_steps(path: Path) -> None:
@@ -98,6 +102,24 @@ def storm(kills: int, seed: int) -> dict:
         ),
         "checkpoint_ms_max": round(1000 * max(s["longest"] for s in stalls), 1),
     }
+
+
+def varied(count: int, seed: int) -> dict:
+    """Compare recipes of so many seeds, each with the run that nobody disturbed."""
+    base, kills, refused, different = Path(tempfile.mkdtemp(prefix="dlzoo-recipes-")), 0, [], []
+    for each in range(seed, seed + count):
+        try:
+            found = recipes.compare(base, each)
+        except AssertionError as error:
+            print(error)
+            different.append(each)
+            continue
+        kills += found["killed"]
+        refused += [each] * bool(found["refused"])
+        print(f"recipe {each}: {found}", flush=True)
+    if not different:  # else it is left to be looked at
+        shutil.rmtree(base)
+    return {"recipes": count, "kills": kills, "refused": refused, "different": different}
 
 
 def photos(root: Path, kills: int, seed: int, preset: str, save_every: str) -> dict:
@@ -174,6 +196,7 @@ def _content(path: Path):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path)
+    parser.add_argument("--recipes", type=int)
     parser.add_argument("--kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--preset", default="balanced")
@@ -182,6 +205,8 @@ if __name__ == "__main__":
     if asked.photos:
         kills = asked.kills or 3
         found = photos(asked.photos, kills, asked.seed, asked.preset, asked.save_every)
+    elif asked.recipes:
+        found = varied(asked.recipes, asked.seed)
     else:
         found = storm(asked.kills or 200, asked.seed)
     print(json.dumps(found, indent=2))

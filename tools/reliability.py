@@ -231,9 +231,11 @@ and augmentation; 3 stages of 2 epochs of 5 steps, a checkpoint every 3 steps, `
 | T1 | one thing is left out when going on: optimizer slots, sums of metrics, dropout's seeds, BatchNorm's statistics, weights, the step, the schedule, the best model, the history | NOT the same |
 | T2 | killed at 18 moments: first and last steps, in validation, between stages, while activations are computed, while the model, figures, predictions and plots are written, in an export; and before each fsync, link and rename of a checkpoint | the same, nothing left over |
 | T2b | killed every 2 to 25 steps until it is done, 20 seeds | the same, at most 3 checkpoints |
+| T2c | other recipes, drawn by a seed from what can be set (tests/resume/recipes.py), killed up to three times; gone on with by the same call, by `dlzoo.resume` or by the command, the run or the photos moved in between | the same |
 | T4 | a checkpoint every 1, 7, 100 steps; 1 or 8 images made at once | the same |
 | T5 | each file of the newest checkpoint cut short, changed or gone; all of them | the one before is used; exit 7, nothing touched |
 | T6 | a full disk (a limit on file sizes) | exit 5, goes on from the last good one |
+| T6 | memory that runs out (as TensorFlow says it) behind a checkpoint of the stage, in a run that was killed before and is killed after | the stage begins again with half of the batch; the same |
 | T7 | SIGTERM, SIGINT once and twice, SIGHUP, in each stage and in validation | saved within a step, exit 75, the same in the end |
 | T8 | two replicas on one machine, killed twice; one of two workers, and the first one, killed, gone on with by one, two and three; SIGTERM to one of two | the others end within a minute with 75, all at one step; the same figures to 1e-5, weights to 2e-5 |
 
