@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,8 @@ SAFETENSORS = {
     **{f"I{8 * n}": f"<i{n}" for n in (1, 2, 4, 8)},
     **{f"U{8 * n}": f"<u{n}" for n in (1, 2, 4, 8)},
 }
+# Before every name: of DataParallel and AveragedModel, torch.compile, and Lightning.
+_WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model)\.)*")
 PATIENCE = 120.0  # seconds for HDF5 to find its way through a file
 
 Layers = list[tuple[str, list[np.ndarray]]]
@@ -35,9 +38,9 @@ Layers = list[tuple[str, list[np.ndarray]]]
 def read_torch(path: Path | str) -> dict[str, np.ndarray]:
     """Return the tensors of a torch `.pth` (zip or legacy format) or `.safetensors` file.
 
-    A state dict wrapped as `{"state_dict": ...}` or `{"model": ...}` is taken out, and the
-    `module.` that DataParallel puts before every name is dropped. bfloat16 becomes float32;
-    other types are kept. The arrays are read-only and may share memory.
+    A state dict wrapped as `{"state_dict": ...}` or `{"model": ...}` is taken out, one of averaged
+    weights first, and what wrappers of a network put before every name (`module.`) is dropped.
+    bfloat16 becomes float32; other types are kept. The arrays are read-only and may share memory.
 
     Raises:
         ModelError: `model.unsafe-file` when the file wants anything but tensors, or tensors
@@ -48,12 +51,17 @@ def read_torch(path: Path | str) -> dict[str, np.ndarray]:
     with _guarded(path):
         magic = _magic(path)
         if magic.startswith(ZIP_MAGIC):
-            return read_zip(path)
-        if magic == HDF5_MAGIC:
+            tensors = read_zip(path)
+        elif magic == HDF5_MAGIC:
             raise Refused("it is an HDF5 file of Keras, not one of torch", "format")
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        return read_legacy(path)
+        elif path.suffix == ".safetensors":
+            tensors = _read_safetensors(path)
+        else:
+            tensors = read_legacy(path)
+        tensors.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
+        shared = os.path.commonprefix([*tensors])  # noqa: RUF071, of letters is meant
+        wrappers = len(_WRAPPERS.findall(shared)[0])
+        return {name[wrappers:]: tensor for name, tensor in tensors.items()}
 
 
 def read_keras(path: Path | str, *, empty: bool = False) -> Layers:

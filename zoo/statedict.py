@@ -171,15 +171,10 @@ class _Tensor:
 def _state_dict(content: Any, load: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
     if not isinstance(content, dict):
         raise Refused("there is no state dict in it", "format")
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    content = _unwrapped(content)
     tensors = {k: v for k, v in content.items() if isinstance(v, _Tensor)}
     if not tensors:
         raise Refused("there are no tensors in it", "format")
-    if all(str(name).startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     storages: dict[str, tuple[_Storage, np.ndarray]] = {}
     arrays = {}
     for name, tensor in tensors.items():
@@ -191,6 +186,23 @@ def _state_dict(content: Any, load: Callable[[_Storage], np.ndarray]) -> dict[st
             raise Refused(f"storage {storage.key} is declared in two ways")
         arrays[str(name)] = tensor.view(flat)
     return arrays
+
+
+# Where training programs keep a network, the averaged one first, as timm takes it.
+_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+
+
+def _unwrapped(content: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the table of tensors inside `content`: under a usual name, or the only one."""
+
+    def held(table: Any) -> bool:
+        return isinstance(table, dict) and any(isinstance(v, _Tensor) for v in table.values())
+
+    inside = [key for key, value in content.items() if held(value)]
+    for key in _KEYS:
+        if key in inside:
+            return content[key]
+    return content[inside[0]] if len(inside) == 1 and not held(content) else content
 
 
 _LITERALS = {

@@ -64,6 +64,31 @@ def test_wrapped_state_dicts_and_shared_storages(tmp_path, form, wrapper):
     assert tensors["b"].base is not None and np.shares_memory(tensors["a"], tensors["c"])
 
 
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema", "net", None])
+def test_a_training_programs_file_gives_its_network(tmp_path, key):
+    """The averaged one, as timm takes it, or the only one there is."""
+    own, other = tensor("0", (4, 6)), tensor("1", (2,))
+    content = {"n_averaged": other, "module._orig_mod.a": own, "module._orig_mod.b": own}
+    if key:
+        rest = {} if key == "net" else {"model": {"a": other}}
+        content = rest | {key: content, "optimizer": {"state": {0: {"sum": other}}}, "epoch": 3}
+    storages = BASE_STORAGE | {"1": (2, bytes(8))}
+    tensors = checkpoints.read_torch(save(tmp_path / "x.pth", content, storages))
+    assert list(tensors) == ["a", "b"] and np.array_equal(tensors["a"], BASE)
+
+
+def test_two_networks_of_unknown_names_are_refused(tmp_path):
+    content = {"one": {"a": tensor("0", (4, 6))}, "two": {"a": tensor("0", (4, 6))}}
+    refused(save(tmp_path / "x.pth", content, BASE_STORAGE), "format", match="no tensors")
+
+
+def test_names_in_safetensors_lose_what_wrappers_put_before_them(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"model.module1.a": BASE, "model.m": BASE}, tmp_path / "x.safetensors")
+    assert set(checkpoints.read_torch(tmp_path / "x.safetensors")) == {"module1.a", "m"}
+
+
 def test_a_state_dict_of_python_2_and_torch_before_0_4(tmp_path):
     old = tensor("0", (4, 6), version="")
     parameter = Call(Global("torch.nn.parameter.Parameter"), (old,))
