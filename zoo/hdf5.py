@@ -12,7 +12,6 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,16 @@ def layers(file: h5py.File) -> list[tuple[str, list[Place]]]:
             owners = [name.rpartition("/")[0].rpartition("/")[2] or layer for name in weights]
             if len(set(owners)) == 1:
                 owners = [layer] * len(weights)
-            # a model inside the model: its weights are told apart by the names of its layers
             letters += sum(map(len, weights)) + WEIGHT * len(weights)
             if letters > MAX_ANSWER:
                 raise Refused("it lists more weights than it can hold")
-            for owner, pairs in groupby(zip(owners, weights, strict=True), lambda pair: pair[0]):
-                found.append((owner, [place(node(root, f"{layer}/{name}")) for _, name in pairs]))
+            # A model inside the model: its weights are told apart by the names of its layers. All
+            # that are trained come before all that are not, such as moving statistics.
+            inner: dict[str, list[str]] = {}
+            for owner, name in zip(owners, weights, strict=True):
+                inner.setdefault(owner, []).append(name)
+            for owner, parts in inner.items():
+                found.append((owner, [place(node(root, f"{layer}/{name}")) for name in parts]))
         return found
     if "layers" not in root:
         raise Refused("there are no Keras weights in it", "format")

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from dlzoo.zoo import checkpoints
@@ -53,6 +54,18 @@ def test_legacy_keras_files_keep_their_order(tmp_path, inside, chunks):
     for name, arrays in layers:
         for got, wanted in zip(arrays, LAYERS[name].values(), strict=True):
             np.testing.assert_array_equal(got, wanted, strict=True)
+
+
+def test_a_model_inside_the_model_keeps_its_layers_together(tmp_path):
+    """Keras 3 writes all weights that are trained before all that are not."""
+    norm, part = keras.layers.BatchNormalization, np.arange(8, dtype="f4").reshape(4, 2)
+    inside = keras.Sequential([keras.Input((2,)), norm(name="one"), norm(name="two")], name="in")
+    model = keras.Sequential([keras.Input((2,)), inside, keras.layers.Dense(1)])
+    inside.layers[0].set_weights(part)
+    inside.layers[1].set_weights(part + 10)
+    model.save(tmp_path / "x.h5")
+    found = dict(checkpoints.read_keras(tmp_path / "x.h5"))
+    assert np.array_equal(found["one"], part) and np.array_equal(found["two"], part + 10)
 
 
 def weights_h5(target):
