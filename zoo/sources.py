@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,9 +19,11 @@ from .. import files
 from ..errors import ModelError, UsageError, nearest
 from .spec import Family, Preprocess, Variant, Weights
 
-FILES = (".pth", ".pt", ".safetensors", ".h5", ".keras")  # of weights
+FILES = (".pth", ".pt", ".safetensors", ".h5", ".hdf5", ".keras")  # of weights
 PRESETS = {"keras_hub": "hub", "keras_cv": "keras-cv"}  # library, and the extra that brings it
 _REPO = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")
+# what may be chosen for timm's model and changes no graph, or is seen by the shapes in the file
+_ALIKE = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
 _LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause",
              "cc-by-nc-4.0": "CC-BY-NC-4.0", "cc-by-4.0": "CC-BY-4.0"}  # fmt: skip
 
@@ -99,6 +102,21 @@ def _hugging_face(uri: str) -> tuple[Weights, str]:
 
 def _row(uri: str, repository: str, about: dict[str, Any]) -> tuple[Weights, str]:
     config, rule = about["config"], about["config"]["pretrained_cfg"]
+    args = {"global_pool": config.get("global_pool"), **(config.get("model_args") or {})}
+    changed = [f"{k}={v!r}" for k, v in args.items() if k not in _ALIKE and v not in (None, "avg")]
+    if changed:
+        raise ModelError(
+            "model.weights-mismatch",
+            f"the checkpoint is of a network that was changed by {', '.join(changed)}",
+            where=uri,
+            fix="a checkpoint of the architecture as it is",
+        )
+    if (mode := rule.get("crop_mode") or "center") != "center":
+        warnings.warn(
+            f"timm prepares images for {uri} by crop_mode={mode!r}, which dlzoo does not have: the "
+            "centre is cut out, and images that are not square are answered otherwise than by timm",
+            stacklevel=2,
+        )
     size = rule.get("test_input_size") or rule["input_size"]
     row = Weights(
         tag=uri,

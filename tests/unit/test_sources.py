@@ -141,6 +141,26 @@ def test_a_checkpoint_of_another_library_is_refused(hub):
     assert caught.value.id == "model.format" and "hf://timm/" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "change", [{"global_pool": "max"}, {"model_args": {"act_layer": "silu", "num_classes": 11}}]
+)
+def test_a_checkpoint_of_a_changed_network_is_refused(hub, change):
+    """Its weights would fit, and the answers be wrong."""
+    path = next(key for key in hub if key.endswith("config.json"))
+    hub[path] = json.dumps(CONFIG | {"global_pool": "avg"} | change).encode()
+    with pytest.raises(ModelError, match=r"global_pool='max'|act_layer='silu'") as caught:
+        zoo.resolve(URI)
+    assert caught.value.id == "model.weights-mismatch"
+
+
+def test_a_way_to_crop_that_dlzoo_lacks_is_told(hub):
+    path = next(key for key in hub if key.endswith("config.json"))
+    rule = CONFIG["pretrained_cfg"] | {"crop_mode": "squash"}
+    hub[path] = json.dumps(CONFIG | {"pretrained_cfg": rule, "model_args": None}).encode()
+    with pytest.warns(UserWarning, match="crop_mode='squash'"):
+        zoo.resolve(URI)
+
+
 def test_a_file_without_a_hash_is_not_downloaded(hub):
     path = next(key for key in hub if key.startswith("/api"))
     listing = json.loads(hub[path])
