@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from numbers import Integral, Real
@@ -98,7 +99,7 @@ def create_model(
         l2=(l2, _within(l2, Real, 0)),
         padding=(padding, padding in (None, *PADDINGS)),
     )
-    taps = [taps] if isinstance(taps, str) else taps
+    taps = [taps] if isinstance(taps, str) else list(dict.fromkeys(taps or ()))
     path = as_path(weights)
     with offline_if(bool(offline)):  # the hub is asked for a name of its own
         variant, row = resolve(name, None if path else weights)  # type: ignore[arg-type]
@@ -137,7 +138,7 @@ def create_model(
         "input_shape": list(shape),
         "features_only": features_only,
         "pool": pool,
-        "taps": list(taps) if taps else None,
+        "taps": taps or None,
         "dropout": dropout,
         "drop_path": drop_path,
         "activation": activation,
@@ -176,7 +177,13 @@ def create_model(
     if row and not preset:
         file = path or locate(row, variant.name, offline=offline, progress=progress)
         sure = preprocess is not None or row.origin == RUN
-        load(model, variant, row, file, sure=sure)
+        whole = load(model, variant, row, file, sure=sure)
+        asked = num_classes is not None and (pool or not path or row.origin == RUN)
+        if not whole and not asked:
+            warnings.warn(
+                f"the classifier of {model.name} is untrained: {file.name} has none that fits",
+                stacklevel=2,
+            )
     return model
 
 
@@ -355,6 +362,8 @@ def _input_shape(variant: Variant, row: Weights | None, shape, in_chans) -> tupl
             fix=f"whole numbers, as in input_shape={size}",
         )
     channels = in_chans or (shape[2] if len(shape) == 3 else variant.in_chans)
+    if channels is None or channels < 1:
+        raise UsageError("model.size", f"input_shape={shape!r} has no number of channels")
     if in_chans and len(shape) == 3 and shape[2] != in_chans:
         raise UsageError("model.size", f"input_shape says {shape[2]} channels, in_chans {in_chans}")
     short = [side for side in shape[:2] if side is not None and side < variant.min_size]

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import ModelError
 from . import checkpoints
 from .from_run import row_for_run, weights_of
-from .graph import NORMALIZE, built, sources, weighted
+from .graph import NORMALIZE, built, groups, sources, weighted
 from .registry import variants
 from .sources import is_path
 from .spec import Preprocess, Variant, Weights
@@ -46,7 +46,7 @@ class _Opened(NamedTuple):
 
 def load(
     model: keras.Model, variant: Variant, row: Weights, file: Path, *, sure: bool = False
-) -> None:
+) -> bool:
     """Load a checkpoint file into a model, whole or not at all.
 
     The logits are left as they are if the model has another number of classes. What more the file
@@ -55,6 +55,9 @@ def load(
     Args:
         sure: the user said how images are normalised, which not every file does; else a file
             that does not is warned of.
+
+    Returns:
+        Whether the logits are the file's.
 
     Raises:
         ModelError: `model.weights-mismatch`, naming the first five misfits.
@@ -75,6 +78,12 @@ def load(
         except KeyError as missing:
             problems.append(f"{layer.name}: {missing.args[0]} is not in the file")
             continue
+        except ValueError as misshapen:
+            problems.append(f"{layer.name}: {misshapen}")
+            continue
+        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in arrays):
+            problems.append(f"{layer.name}: the file has integers, or numbers that are not finite")
+            continue
         if layer.name == first:
             arrays, lost = _fit_channels(arrays, opened.bgr, built(model).preprocess, shapes[0])
         if len(arrays) == len(shapes):
@@ -86,7 +95,9 @@ def load(
             problems.append(f"{layer.name}: needs {shapes}, the file has {found}")
     if problems:
         title = f"{len(problems)} of {len(layers)} layers of {variant.name} do not fit the file"
-        raise _mismatch(variant, file, title, problems)
+        head = {layer.name for layer in groups(model)["head"]} if variant.family.head else set()
+        of_head = {line.partition(":")[0] for line in problems} <= head - {"logits"}
+        raise _mismatch(variant, file, title, problems, of_head)
     if left := _left_over(model, variant, opened, fresh):
         title = f"the file has more than {variant.name} has a place for"
         raise _mismatch(variant, file, title, left)
@@ -94,10 +105,17 @@ def load(
         _give_back(lost, wanted)
     for layer, arrays in wanted:
         layer.set_weights(arrays)
+    return not fresh
 
 
-def _mismatch(variant: Variant, file: Path, title: str, lines: list[str]) -> ModelError:
-    """Return the error with the first five misfits, and the model that the file is named after."""
+def _mismatch(
+    variant: Variant, file: Path, title: str, lines: list[str], of_head: bool = False
+) -> ModelError:
+    """Return the error with the first five misfits, and the model that the file is named after.
+
+    Args:
+        of_head: the misfits are between the maps and the logits, which pooling leaves out.
+    """
 
     def plain(name: str) -> str:
         return re.sub(r"[\W_]", "", name.lower())
@@ -110,9 +128,11 @@ def _mismatch(variant: Variant, file: Path, title: str, lines: list[str]) -> Mod
         "model.weights-mismatch",
         f"{title}:\n  " + "\n  ".join(lines[:5]) + more,
         where=file,
-        fix="check that the file belongs to this model (and its number of classes)"
-        if likely == variant.name
-        else f"by its name the file is of {likely}",
+        fix=f"by its name the file is of {likely}"
+        if likely != variant.name
+        else "pool='avg' puts a fresh classifier on the features, without these layers"
+        if of_head
+        else "check that the file belongs to this model (and its number of classes)",
     )
 
 
@@ -436,6 +456,13 @@ def as_path(weights: object) -> Path | None:
     """Take `weights` as a file, or a run, if it looks like one; say so if it is not there."""
     if not is_path(weights):
         return None
+    if "://" in str(weights):
+        raise ModelError(
+            "model.uri",
+            "weights of your own are a file here, and no address",
+            where=weights,
+            fix="download it, check where it comes from, and give its path",
+        )
     path = Path(weights).expanduser()
     if path.is_dir():
         return weights_of(path)
@@ -455,7 +482,7 @@ def row_for_file(
     """
     if of_run := row_for_run(variant, path):
         return of_run
-    reader = "keras" if path.suffix in (".h5", ".keras") else "torch"
+    reader = "keras" if path.suffix in (".h5", ".hdf5", ".keras") else "torch"
     same = [row] if row else [w for w in variant.weights if w.reader == reader]
     if published := row_of(path, same):
         return replace(published, tag=path.name)

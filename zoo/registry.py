@@ -79,6 +79,10 @@ def resolve(name: str, tag: str | bool | None = None) -> tuple[Variant, Weights 
             f"no model is called {name!r}{nearest(arch, _VARIANTS)}",
             fix="`dlzoo list` shows every name",
         )
+    if in_name and isinstance(tag, str) and tag != in_name:
+        raise UsageError(
+            "model.unknown-weights", f"{name} names weights of its own, and {tag!r} are asked for"
+        )
     tag = in_name or tag
     if not tag:
         return variant, None

@@ -56,6 +56,13 @@ def test_an_unknown_tag_suggests_the_nearest():
         assert "keras_in1k" in caught.value.hint
 
 
+def test_a_name_with_weights_takes_no_others():
+    assert zoo.resolve("vgg16.tv_in1k", "tv_in1k") == zoo.resolve("vgg16.tv_in1k", True)
+    with pytest.raises(UsageError, match=r"weights of its own, and 'keras_in1k'") as caught:
+        zoo.resolve("vgg16.tv_in1k", "keras_in1k")
+    assert caught.value.id == "model.unknown-weights"
+
+
 def test_resolve_finds_the_checkpoint_by_name_or_tag():
     by_name, by_tag = zoo.resolve("vgg16.tv_in1k"), zoo.resolve("vgg16", "tv_in1k")
     assert by_name == by_tag and by_name[1].uri.endswith("vgg16-397923af.pth")
@@ -162,7 +169,7 @@ def test_pooled_taps_are_joined():
     assert joined.shape == (1, 256 + 512)
     assert np.abs(joined - expected).max() < 1e-4 * np.abs(expected).max()
     assert graph.built(model).create["taps"] == ["C4", "C5"]
-    one = zoo.create_model("resnet18", pool="avg", taps="C4", **SMALL)
+    one = zoo.create_model("resnet18", pool="avg", taps=("C4", "C4"), **SMALL)
     assert graph.built(one).create["taps"] == ["C4"]
 
 
@@ -180,6 +187,8 @@ def test_pool_takes_the_maximum_too():
         ({"pool": "avg", "taps": ("C9",)}, "model.taps", "C1, C2, C3, C4, C5"),
         ({"taps": ("C5",)}, "model.taps", "pool"),
         ({"input_shape": (40, 40, 3), "in_chans": 1}, "model.size", "3 channels, in_chans 1"),
+        ({"input_shape": (64, 64, 0)}, "model.size", "no number of channels"),
+        ({"input_shape": (64, 64, None)}, "model.size", "no number of channels"),
         ({"input_shape": 31}, "model.size", "at least 32 pixels, got 31"),
         ({"input_shape": (64,)}, "model.size", "height, width"),
         ({"input_shape": (64, 64, 3, 1)}, "model.size", "height, width"),
@@ -240,11 +249,17 @@ def test_a_model_knows_how_it_was_made():
 # ---------------------------------------------------------------- weights of one's own
 
 
-@pytest.mark.parametrize("file", ["nowhere.pth", "some/where.h5", "nowhere.safetensors"])
+@pytest.mark.parametrize("file", ["nowhere.pth", "some/where.h5", "nowhere.hdf5"])
 def test_a_weights_file_that_is_missing(file):
     with pytest.raises(ModelError) as caught:
         zoo.create_model("resnet18", weights=file)
     assert caught.value.id == "model.file-missing" and caught.value.exit_code == 4
+
+
+def test_an_address_is_no_file():
+    with pytest.raises(ModelError, match="no address") as caught:
+        zoo.create_model("resnet18", weights="https://example.com/resnet18.pth")
+    assert caught.value.id == "model.uri" and "download it" in caught.value.hint
 
 
 def state(name="resnet18"):
@@ -281,6 +296,34 @@ def test_misfits_are_counted_and_the_first_five_named(tmp_path):
     assert text.count("\n  conv") == 5
 
 
+def test_tensors_that_no_such_layer_has_are_named(tmp_path):
+    """Of another architecture's file, or quantised, or of a training that diverged."""
+    tensors = state() | {
+        "conv1.weight": np.zeros((64, 3, 7, 7), "i1"),
+        "bn1.weight": np.full(64, np.nan, "f4"),
+        "layer1.0.bn1.weight": np.zeros((64, 64, 1, 1), "f4"),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError) as caught:
+        zoo.create_model("resnet18", weights=tmp_path / "x.safetensors", **SMALL)
+    text = str(caught.value)
+    assert caught.value.id == "model.weights-mismatch" and "3 of 41 layers" in text
+    assert text.count("integers, or numbers that are not finite") == 2
+    assert "conv2_block1_1_bn: layer1.0.bn1.weight: shape (64, 64, 1, 1)" in text
+
+
+def test_a_classifier_that_a_file_does_not_fill_is_told(tmp_path, recwarn):
+    tensors = {name: each for name, each in state().items() if not name.startswith("fc.")}
+    save_file(tensors, path := tmp_path / "x.safetensors")
+    zoo.create_model("resnet18", weights=path, **SMALL | {"num_classes": 0})
+    zoo.create_model("resnet18", weights=path, pool="moments", **SMALL)  # which no file has
+    assert not recwarn
+    with pytest.warns(UserWarning, match="classifier of resnet18 is untrained: x.safetensors"):
+        zoo.create_model("resnet18", weights=path, **SMALL)
+    with pytest.warns(UserWarning, match="is untrained"):  # nobody asked for so many classes
+        zoo.create_model("resnet18", weights=path, pool="max", input_shape=32)
+
+
 def test_a_file_of_a_larger_model_is_refused(tmp_path):
     tensors = state() | {"layer5.0.conv1.weight": np.zeros((1 << 20, 1), np.float32)}
     save_file(tensors, tmp_path / "x.safetensors")
@@ -313,6 +356,16 @@ def test_a_users_file_has_classes_and_a_size_of_its_own(tmp_path):
     saved.save_weights(path := tmp_path / "x.weights.h5")
     again = zoo.create_model("lenet5", weights=path, preprocess=Preprocess(), **own)
     assert all(map(np.array_equal, again.get_weights(), saved.get_weights()))
+
+
+def test_a_file_without_the_papers_head_is_told_how_to_be_used(tmp_path):
+    """As keras.applications' include_top=False makes it, with a classifier of one's own."""
+    path, options = tmp_path / "x.weights.h5", {"num_classes": 3, "preprocess": Preprocess()}
+    zoo.create_model("lenet5", pool="avg", **options).save_weights(path)
+    with pytest.raises(ModelError, match=r"fc1: .*\n.*fc2: .* not in the file") as caught:
+        zoo.create_model("lenet5", weights=path, **options)
+    assert "pool='avg'" in caught.value.hint
+    zoo.create_model("lenet5", weights=path, pool="avg", **options)
 
 
 def test_a_model_leaves_out_what_it_was_cut_off(tmp_path):
