@@ -33,6 +33,7 @@ def cases() -> Iterator[str]:
 
 # Of each family the smallest, but for those that are large and have the blocks of others.
 DEFAULT = {f"{name} all" for name in SMALLEST - {"wide_resnet50_2", "resnext50_32x4d"}}
+DEFAULT |= {"alexnet 224x224", "vgg11 96x160"}  # heads of one size
 
 
 @pytest.mark.parametrize("case", rows(cases(), DEFAULT))

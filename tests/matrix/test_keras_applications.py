@@ -12,7 +12,7 @@ import pytest
 from dlzoo import zoo
 from dlzoo.errors import ModelError
 from equality import TOLERANCE, images, keras_case, size_for_keras, to_keras
-from rows import rows
+from rows import SMALLEST, rows
 
 VARIANTS = {name: v for name, v in zoo.variants().items() if v.keras}
 LAST = {"vgg16": "block5_pool", "resnet50": "conv5_block3_out", "mobilenet_v2": "out_relu"}
@@ -31,7 +31,8 @@ def over(names, default):
     return pytest.mark.parametrize("case", rows(names, default), indirect=True)
 
 
-@over(VARIANTS, {"mobilenet_v2_035", "efficientnet_b0"})
+# Of each family the smallest, but for those that the default golden files show to be right.
+@over(VARIANTS, SMALLEST - {"densenet121", "efficientnet_v2_b0"} | {"resnet50"})
 def test_same_outputs_as_keras_applications(case, close):
     name, _, theirs, preprocess, path = case
     off = to_keras(name, theirs, preprocess, path)
