@@ -88,6 +88,7 @@ class Ensemble(Job):
             tag = True if self.whole.weights == "auto" else None
             self.variant, self.row = resolve(self.backbones[0], tag)
             self.weights, self.pretrained = None, False
+            self.named = self.variant.name
             return
         for name in reversed(dict.fromkeys(self.backbones)):
             self.config = self.whole.model_copy(update={"backbone": name})

@@ -210,7 +210,9 @@ class Job:
                 fix="--weights none trains it from scratch",
             )
         self.weights: Any = tag if is_path(tag) else None
-        if config.weights == "none":
+        # the checkpoint that a name may have tells what a file is like, and is not loaded
+        self.named = config.backbone if self.weights else self.variant.name
+        if self.weights or config.weights == "none":
             self.row = None
         self.pretrained = bool(self.row or self.weights)
         if config.size != "auto" and config.size < self.variant.min_size:
@@ -415,7 +417,7 @@ class Job:
         keras.utils.set_random_seed(self.config.seed)
         with scope:
             self.model = zoo.create_model(
-                self.variant.name,
+                self.named,
                 num_classes=1 if self.data.task == "binary" else len(self.data.classes),
                 weights=self.weights,
                 input_shape=(plan.size, plan.size, 3),

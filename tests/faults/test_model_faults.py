@@ -324,7 +324,10 @@ def test_fault_24_a_part_is_never_loaded(tmp_path, raises):
     assert all(map(np.array_equal, before, model.get_weights()))
 
 
-def test_fault_24_the_first_five_misfits_are_listed_and_no_run_is_begun(tmp_path, refused):
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "efficientnet_lite0.tf_in1k"])
+def test_fault_24_the_first_five_misfits_are_listed_and_no_run_is_begun(
+    backbone, tmp_path, refused
+):
     tensor = np.zeros((64, 3, 11, 11), "f4")
     about = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [0, tensor.nbytes]}
     header = json.dumps({"features.0.weight": about}).encode()
@@ -333,6 +336,7 @@ def test_fault_24_the_first_five_misfits_are_listed_and_no_run_is_begun(tmp_path
     told = refused(
         *("model.weights-mismatch", 4, "finetune", "--weights", path, "--size", "32"),
         *("--data", folder(tmp_path / "p", each=3), "--out", tmp_path / "runs"),
+        *("--backbone", backbone),
     )
     assert "_conv_stem.weight is not in the file" in told and "more" in told
     assert sum("is not in the file" in line for line in told.splitlines()) == 5
