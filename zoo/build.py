@@ -58,7 +58,8 @@ def create_model(
             `hf://...`, or the path of a `.pth`, `.safetensors`, `.h5`, `.weights.h5` or `.keras`
             file, or of a run of dlzoo: its preprocessing comes along, and its logits if there are
             as many classes. For a file that says nothing of preprocessing, that of the checkpoint
-            it is, by its name or hash, is taken, or else of the variant's first of its kind.
+            it is, by its name or hash, or that `name` has, is taken, or else, with a warning, of
+            the variant's first.
         input_shape: `size`, `(height, width)` or `(height, width, channels)` in pixels.
         in_chans: image channels. With weights made for RGB, 1 sums the first kernel over its
             channels: a grey image is answered as three equal channels are, but for the first
@@ -176,8 +177,7 @@ def create_model(
         _penalise(model, keras.regularizers.L1L2(l1, l2))
     if row and not preset:
         file = path or locate(row, variant.name, offline=offline, progress=progress)
-        sure = preprocess is not None or row.origin == RUN
-        whole = load(model, variant, row, file, sure=sure)
+        whole = load(model, variant, row, file)
         asked = num_classes is not None and (pool or not path or row.origin == RUN)
         if not whole and not asked:
             warnings.warn(

@@ -44,17 +44,11 @@ class _Opened(NamedTuple):
     bgr: bool
 
 
-def load(
-    model: keras.Model, variant: Variant, row: Weights, file: Path, *, sure: bool = False
-) -> bool:
+def load(model: keras.Model, variant: Variant, row: Weights, file: Path) -> bool:
     """Load a checkpoint file into a model, whole or not at all.
 
     The logits are left as they are if the model has another number of classes. What more the file
     has must be of a head, or of layers above the place where the model was cut.
-
-    Args:
-        sure: the user said how images are normalised, which not every file does; else a file
-            that does not is warned of.
 
     Returns:
         Whether the logits are the file's.
@@ -63,7 +57,7 @@ def load(
         ModelError: `model.weights-mismatch`, naming the first five misfits.
     """
     layers = weighted(model.layers)
-    opened = _open(variant, row, file, model, sure)
+    opened = _open(variant, row, file, model)
     fresh = _fresh_logits(model, variant, row, opened)
     if fresh:
         layers = [layer for layer in layers if not layer.name.endswith("logits")]
@@ -197,7 +191,7 @@ def _fresh_logits(model: keras.Model, variant: Variant, row: Weights, opened: _O
     return sizes != [math.prod(w.shape) for w in logits.weights]
 
 
-def _open(variant: Variant, row: Weights, file: Path, model: keras.Model, sure: bool) -> _Opened:
+def _open(variant: Variant, row: Weights, file: Path, model: keras.Model) -> _Opened:
     """Read a file, and find out how it names the layers of the model."""
     family = variant.family
     unread = re.compile(family.unread or "(?!)").search
@@ -234,13 +228,6 @@ def _open(variant: Variant, row: Weights, file: Path, model: keras.Model, sure: 
     stored = [(name, arrays) for short, name, arrays in content if arrays and not unread(short)]
     _check_size(model, variant, row, stored, file)
     index = _names_in(stored)
-    if not sure and (of_the_zoo or not variant.keras):
-        rule = built(model).preprocess
-        warnings.warn(
-            f"{file.name} does not say how images were normalised; mean {rule.mean}, std "
-            f"{rule.std} are taken. If it was otherwise, answers are wrong: give preprocess=",
-            stacklevel=4,
-        )
     if of_the_zoo:  # where kernels take RGB already
         return _Opened(
             stored,
@@ -486,31 +473,36 @@ def row_for_file(
     same = [row] if row else [w for w in variant.weights if w.reader == reader]
     if published := row_of(path, same):
         return replace(published, tag=path.name)
-    if not same:
-        return Weights(
+    made = (
+        same[0]
+        if same
+        else Weights(
             tag=path.name,
             uri=path.as_uri() if path.is_absolute() else str(path),
-            preprocess=replace(given or variant.preprocess, size=variant.size),
+            preprocess=replace(variant.preprocess, size=variant.size),
             reader=reader,
             licence="unknown",
             origin="a local file",
             classes=variant.num_classes,
         )
-    rule = same[0].preprocess
+    )
+    rule = made.preprocess
     if given:
         rule = replace(rule, bgr=given.bgr)  # the file is the user's, and so are its kernels
     elif read := _rule_in(variant, path, reader):
         mean, std = read
         if not (np.allclose(mean, rule.mean, 1e-3) and np.allclose(std, rule.std, 1e-3)):
             rule = replace(rule, mean=mean, std=std)
-    elif len({(w.preprocess.mean, w.preprocess.std, w.preprocess.bgr) for w in same}) > 1:
+    elif row is None:
+        known = " or ".join(f"{variant.name}.{w.tag}" for w in same)
+        order = ", blue first," if rule.bgr else ""
         warnings.warn(
-            f"{path.name} is none of {', '.join(f'{variant.name}.{w.tag}' for w in same)}, whose "
-            f"images are normalised differently; {same[0].tag}'s way is taken. If it was "
-            "otherwise, answers are wrong: name one of them, or give preprocess=",
+            f"{path.name} does not say how images were normalised; mean {rule.mean}, std "
+            f"{rule.std}{order} are taken{f', as of {same[0].tag}' if same else ''}. If it was "
+            f"otherwise, answers are wrong: {f'name {known}, or ' if same else ''}give preprocess=",
             stacklevel=3,
         )
-    return replace(same[0], tag=path.name, preprocess=rule)
+    return replace(made, tag=path.name, preprocess=rule)
 
 
 def _rule_in(variant: Variant, path: Path, reader: str):

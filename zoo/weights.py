@@ -130,8 +130,6 @@ def row_of(path: Path, rows: Sequence[Weights]) -> Weights | None:
             names.append(place(row).name)
         if path.name in names:
             return row
-    if len(rows) < 2:  # it is assumed anyhow
-        return None
     hashed = [row for row in rows if row.sha256 or row.sha256_prefix or row.md5]
     return next((row for row in hashed if _mismatch(path, row) is None), None)
 

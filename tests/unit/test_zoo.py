@@ -315,13 +315,13 @@ def test_tensors_that_no_such_layer_has_are_named(tmp_path):
 def test_a_classifier_that_a_file_does_not_fill_is_told(tmp_path, recwarn):
     tensors = {name: each for name, each in state().items() if not name.startswith("fc.")}
     save_file(tensors, path := tmp_path / "x.safetensors")
-    zoo.create_model("resnet18", weights=path, **SMALL | {"num_classes": 0})
-    zoo.create_model("resnet18", weights=path, pool="moments", **SMALL)  # which no file has
+    zoo.create_model("resnet18.tv_in1k", weights=path, **SMALL | {"num_classes": 0})
+    zoo.create_model("resnet18.tv_in1k", weights=path, pool="moments", **SMALL)  # which no file has
     assert not recwarn
     with pytest.warns(UserWarning, match="classifier of resnet18 is untrained: x.safetensors"):
-        zoo.create_model("resnet18", weights=path, **SMALL)
+        zoo.create_model("resnet18.tv_in1k", weights=path, **SMALL)
     with pytest.warns(UserWarning, match="is untrained"):  # nobody asked for so many classes
-        zoo.create_model("resnet18", weights=path, pool="max", input_shape=32)
+        zoo.create_model("resnet18.tv_in1k", weights=path, pool="max", input_shape=32)
 
 
 def test_a_file_of_a_larger_model_is_refused(tmp_path):
@@ -451,7 +451,7 @@ def test_the_order_of_channels_is_the_files_or_the_users(tmp_path):
         (mine, Preprocess(), False),
         (published, Preprocess(), True),
     ):
-        load(model, variant, row_for_file(variant, None, path, given), path, sure=True)
+        load(model, variant, row_for_file(variant, None, path, given), path)
         expected = kernel[:, :, ::-1] if turned else kernel
         assert np.array_equal(model.get_layer("block1_conv1").kernel, expected), (path, given)
 
@@ -489,7 +489,7 @@ def test_a_published_file_is_known_wherever_it_lies(tmp_path):
     path.write_bytes(b"weights")
     assert row_for_file(vgg, None, path) == replace(features, tag=path.name)
     copy = path.rename(tmp_path / "copy.pth")
-    with pytest.warns(UserWarning, match=r"vgg16\.tv_features.*tv_in1k's way is taken"):
+    with pytest.warns(UserWarning, match=r"as of tv_in1k\. .*name vgg16\.tv_in1k or vgg16"):
         row = row_for_file(vgg, None, copy)
     assert row.preprocess == vgg.weights[1].preprocess
     hashed = replace(features, sha256_prefix=files.sha256(b"weights")[:8])
@@ -500,6 +500,9 @@ def test_a_published_file_is_known_wherever_it_lies(tmp_path):
         copy.write_bytes(b"others")
         assert row_for_file(vgg, None, copy, Preprocess()).classes == 1000
         assert row_for_file(vgg, hashed, copy).classes == 0
+    mine = keras_file(tmp_path / "x.h5", fc1=[np.zeros((1, 1))])
+    with pytest.warns(UserWarning, match=r"std \(1.0, 1.0, 1.0\), blue first, are taken, as of k"):
+        row_for_file(vgg, None, mine)  # the only way, and yet the user's may be another
 
 
 LARGE = [("resnet50", 1000), ("resnet50", 0), ("densenet121", 0)]
