@@ -100,6 +100,12 @@ def create_model(
         l2=(l2, _within(l2, Real, 0)),
         padding=(padding, padding in (None, *PADDINGS)),
     )
+    if preprocess and not (isinstance(preprocess, Preprocess) and min(preprocess.std) >= 1):
+        raise UsageError(
+            "model.option",
+            f"no images in 0..255 are normalised by preprocess={preprocess!r}",
+            fix="Preprocess(mean, std) in units of 0..255: 255 times those for images in 0..1",
+        )
     taps = [taps] if isinstance(taps, str) else list(dict.fromkeys(taps or ()))
     path = as_path(weights)
     with offline_if(bool(offline)):  # the hub is asked for a name of its own

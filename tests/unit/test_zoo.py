@@ -199,6 +199,8 @@ def test_pool_takes_the_maximum_too():
         ({"num_classes": "5"}, "model.option", "num_classes='5'"),
         ({"in_chans": "3", "l2": "0.1"}, "model.option", "in_chans='3', l2='0.1'"),
         ({"dropout": float("nan")}, "model.option", "dropout=nan"),
+        ({"preprocess": abs}, "model.option", "built-in function abs"),
+        ({"preprocess": Preprocess((0.5,) * 3, (0.2,) * 3)}, "model.option", "no images in 0..255"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, id, words):
