@@ -302,15 +302,21 @@ def _naming(variant: Variant, row: Weights, layer: str, tensors: dict[str, np.nd
             break
     else:
         return known[0]
-    if not other or row.reader == "timm":  # the hub says which form it is
+    if row.reader == "timm":  # the hub says which form it is
         return rule
-    if rule is not family.timm_name and other.torchvision and not variant.torchvision:
+    of_timm = rule is family.timm_name
+    if other and not of_timm and other.torchvision and not variant.torchvision:
         raise _wrong_form(variant, other, "torchvision", file)
-    alike = rule is family.timm_name and variant.timm and other.timm
-    if alike and not file.name.startswith(str(variant.timm)):
+    if other and other.timm and not variant.timm and rule is not family.torch_name:
+        raise _wrong_form(variant, other, "timm", file)
+    twin = other.timm if other else None
+    if not twin and (variant.timm or "").startswith("tf_"):
+        other, twin = None, str(variant.timm).removeprefix("tf_")
+    if of_timm and variant.timm and twin and not file.name.startswith(variant.timm):
         warnings.warn(
-            f"timm names the layers of its {variant.timm} and {other.timm} alike, and {file.name} "
-            f"is taken for the first. If it is of the other, answers are wrong: use {other.name}",
+            f"timm names the layers of its {variant.timm} and {twin} alike, and {file.name} "
+            "is taken for the first. If it is of the other, answers are wrong: "
+            + (f"use {other.name}" if other else "that is no model of the zoo"),
             stacklevel=5,
         )
     return rule

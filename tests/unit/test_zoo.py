@@ -405,12 +405,18 @@ def keras_file(path, **layers):
 
 @pytest.mark.parametrize(
     ("name", "right"),
-    [("mobilenet_v3_small", "mobilenet_v3_small_tv"), ("mobilenet_v2_tv", "mobilenet_v2")],
+    [
+        ("mobilenet_v3_small", "mobilenet_v3_small_tv"),
+        ("mobilenet_v2_tv", "mobilenet_v2"),
+        ("efficientnet_b5_tv", "efficientnet_b5"),  # timm has it with two others' epsilon or pads
+    ],
 )
 def test_a_file_of_the_form_that_pads_otherwise_is_refused(name, right, tmp_path):
     """Names and shapes agree, and the answers would be wrong."""
-    if right.endswith("_tv"):
-        path = tmp_path / "x.safetensors"
+    path = tmp_path / "x.safetensors"
+    if name.startswith("efficientnet"):
+        save_file({"conv_stem.weight": np.zeros((48, 3, 3, 3), "f4")}, path)
+    elif right.endswith("_tv"):
         save_file({"features.0.0.weight": np.zeros((16, 3, 3, 3), "f4")}, path)
     else:
         path = keras_file(tmp_path / "x.h5", Conv1=[np.zeros((3, 3, 3, 32))])
@@ -419,20 +425,28 @@ def test_a_file_of_the_form_that_pads_otherwise_is_refused(name, right, tmp_path
     assert caught.value.id == "model.weights-mismatch" and caught.value.hint.endswith(right)
 
 
-def test_timm_names_two_networks_alike(tmp_path):
-    variant = zoo.variants()["efficientnet_b0"]
-    model = zoo.create_model("efficientnet_b0", pool="avg", taps="C1", **SMALL)
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("efficientnet_b0", "use efficientnet_b0_tv"),
+        ("efficientnet_lite0", "that is no model of the zoo"),
+        ("efficientnet_b5", "that is no model of the zoo"),  # efficientnet_b5_tv has its epsilon
+    ],
+)
+def test_timm_names_two_networks_alike(name, instead, tmp_path):
+    variant = zoo.variants()[name]
+    model = zoo.create_model(name, pool="avg", taps="C1", **SMALL)
     told = {}
-    for name in ("model.safetensors", "tf_efficientnet_b0_ap.safetensors"):
-        save_file({"conv_stem.weight": np.zeros((1, 1, 1, 1), "f4")}, tmp_path / name)
-        row = row_for_file(variant, None, tmp_path / name)
+    for file in ("model.safetensors", f"tf_{name}_ap.safetensors"):
+        save_file({"conv_stem.weight": np.zeros((1, 1, 1, 1), "f4")}, tmp_path / file)
+        row = row_for_file(variant, None, tmp_path / file)
         with warnings.catch_warnings(record=True) as caught, pytest.raises(ModelError):
             warnings.simplefilter("always")
-            load(model, variant, row, tmp_path / name)
-        told[name] = [str(warning.message) for warning in caught]
+            load(model, variant, row, tmp_path / file)
+        told[file] = [str(warning.message) for warning in caught]
     [text], none = told.values()
-    assert "tf_efficientnet_b0 and efficientnet_b0 alike" in text and not none
-    assert text.endswith("use efficientnet_b0_tv")
+    assert f"tf_{name} and {name} alike" in text and not none
+    assert text.endswith(instead)
 
 
 def test_the_order_of_channels_is_the_files_or_the_users(tmp_path):
