@@ -30,11 +30,17 @@ def run_command(cli: click.Command, argv: Sequence[str]) -> None:
     """Run `cli` on `argv`, tell of any error, and exit with its code."""
     args = list(argv)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of photos; what matters the scan says
+    warnings.showwarning = _warned
     prepare_tensorflow()
     console.setup()
     code = _guarded(lambda: _invoke(cli, args), debug="--debug" in args)
     console.flush()
     sys.exit(code)
+
+
+def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Tell of a warning as of anything else: in the run's log, too, and in JSON where asked."""
+    console.say(f"warning: {message}")
 
 
 def _invoke(cli: click.Command, args: list[str]) -> int:

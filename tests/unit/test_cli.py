@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,6 +140,21 @@ def test_variables_that_are_no_settings_are_told(call, run_module, monkeypatch):
     )
     errors = call("finetune", "--data", "digits", "--log-format", "json")[2]
     assert "DLZOO_PRSET" in json.loads(errors.splitlines()[0])["text"]
+
+
+def test_a_warning_is_a_line_like_any_other(call, run_module, monkeypatch):
+    def load_run(path):
+        warnings.warn(f"{path} is odd", stacklevel=2)
+        return run_module.run
+
+    def finetune(*_, **__):
+        return load_run("b")
+
+    monkeypatch.setattr(run_module, "load_run", load_run)
+    monkeypatch.setattr(run_module, "finetune", finetune)
+    assert "warning: runs/x is odd\n" in call("predict", "runs/x", "a.jpg")[2].splitlines(True)
+    lines = call("finetune", "--data", "digits", "--log-format", "json")[2].splitlines()
+    assert json.loads(lines[0])["text"] == "warning: b is odd"
 
 
 def test_pictures_that_explain_are_asked_for_and_named(call, run_module):
