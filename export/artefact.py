@@ -90,6 +90,7 @@ def describe(classifier: Classifier, name: str, kind: Format, options: Options) 
     from ..transfer.classifier import versions
 
     side = None if kind.any_size else classifier.preprocess.size
+    rule = asdict(classifier.preprocess)  # its mean and deviation are inside the model
     return {
         "schema": 1,
         "format": name,
@@ -97,9 +98,9 @@ def describe(classifier: Classifier, name: str, kind: Format, options: Options) 
         "task": classifier.task,
         "classes": list(classifier.classes),
         "size": classifier.preprocess.size,
-        "preprocess": asdict(classifier.preprocess),
+        "preprocess": {key: rule[key] for key in ("size", "crop", "interpolation")},
         "input": {
-            "values": kind.takes,
+            "values": f"{kind.takes}; the model normalises them itself",
             "shape": [options.batch, side, side, 3],
             "dtype": "uint8" if options.quantize == "int8" else "float32",
         },

@@ -21,9 +21,16 @@ def decode(data: tf.Tensor) -> tf.Tensor:
     raw = tf.concat([tf.io.decode_raw(data, tf.uint8), tf.zeros(_AHEAD, tf.uint8)], 0)
     kinds = {b"\xff\xd8\xff": _jpeg, b"\x89PNG": _png, b"GIF8": _gif, b"BM": _bmp, b"RIFF": _webp}
     cases = [(_is(raw, 0, magic), lambda f=reader: f(data, raw)) for magic, reader in kinds.items()]
-    image = tf.case(cases)  # another is an error
+    image = tf.case(cases, default=lambda: _unknown(raw))
     image.set_shape((None, None, 3))
     return image
+
+
+def _unknown(raw):
+    known = tf.size(raw) < 0  # never
+    ok = tf.debugging.Assert(known, ["not a file of JPEG, PNG, GIF, BMP or WebP"])
+    with tf.control_dependencies([ok]):
+        return tf.zeros((1, 1, 3), tf.uint8)
 
 
 def _jpeg(data, raw):

@@ -59,8 +59,11 @@ class Serving(tf.Module):
 
         Args:
             batch: RGB images (n, height, width, 3) in 0..255, float32 or uint8; or a 1-D
-                string tensor of the contents of image files.
+                string tensor of the contents of image files. Numbers that were scaled before
+                are an error.
         """
+        if batch.dtype == tf.float32:
+            _check_raw(batch)
         prepared = tf.map_fn(self._prepare, batch, fn_output_signature=self._one)
         logits = self._network(prepared)
         if self._task == "multiclass":
@@ -99,3 +102,17 @@ class Serving(tf.Module):
             lambda: {"class_names": self._names}, input_signature=[], autograph=False
         )
         return named
+
+
+def _check_raw(images: tf.Tensor) -> None:
+    """Let the graph fail on pixels that are normalised already, as `serve.tfserving` refuses them.
+
+    Those of 0..1 look like a black image with a broken number in it.
+    """
+    low, high = tf.reduce_min(images), tf.reduce_max(images)
+    broken = tf.reduce_any(images != tf.floor(images))
+    raw = (low >= 0) & (high <= 255) & ((high > 1) | ~broken)  # all false for NaN
+    empty = tf.equal(tf.size(images), 0)
+    tf.debugging.Assert(
+        raw | empty, ["pixels lie in", low, "..", high, "; raw RGB in 0..255 is needed"]
+    )
