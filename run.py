@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .report.gradcam import Explanation
+    from .transfer.classifier import Classifier
 
 CHECKED = 64  # images an export is compared on
 SHARE, LEAST, MOST = 0.05, 2.0, 15.0  # of the seconds of a run: for its robustness
@@ -292,6 +294,7 @@ class Run:
         from .data.pipeline import load_image
 
         rule, written = self.classifier.preprocess, set[str]()
+        asked = self._mirrored if tta else self.classifier
         if explain is not None:
             Path(explain).mkdir(parents=True, exist_ok=True)
 
@@ -307,12 +310,18 @@ class Run:
             ahead = list(pool.map(load, islice(rest, batch)))
             while ahead:
                 coming = [pool.submit(load, path) for path in islice(rest, batch)]
-                pictures = self._explained(ahead, explain, written) if explain is not None else []
-                yield from self._named(ahead, topk, pictures, tta)
+                pictures: Iterable[str] = ()
+                if explain is not None:
+                    pictures = self._explained(asked, ahead, explain, written)
+                yield from self._named(asked, ahead, topk, pictures)
                 ahead = [job.result() for job in coming]
 
     def _explained(
-        self, loaded: Sequence[tuple[str, Any]], folder: Path | str, written: set[str]
+        self,
+        asked: Classifier,
+        loaded: Sequence[tuple[str, Any]],
+        folder: Path | str,
+        written: set[str],
     ) -> list[str]:
         """Write a picture of each photo that could be read; return their paths, in order."""
         from .report import gradcam
@@ -320,8 +329,9 @@ class Run:
         good = [(path, image) for path, image in loaded if isinstance(image, np.ndarray)]
         images = np.array([image for _, image in good])
         found = []
-        for (path, _), each in zip(good, gradcam.explain(self.classifier, images), strict=True):
-            stem = Path(path).stem
+        for (path, _), each in zip(good, gradcam.explain(asked, images), strict=True):
+            # a name has 255 bytes, and that of a photo may take them all
+            stem = os.fsencode(Path(path).stem)[:200].decode(errors="ignore")
             names = (f"{stem}{f'-{i}' if i > 1 else ''}-gradcam.png" for i in count(1))
             name = next(name for name in names if name not in written)  # photos of one name
             written.add(name)
@@ -330,10 +340,13 @@ class Run:
         return found
 
     def _named(
-        self, loaded: Sequence[tuple[str, Any]], topk: int, pictures: Iterable[str], tta: bool
+        self,
+        asked: Classifier,
+        loaded: Sequence[tuple[str, Any]],
+        topk: int,
+        pictures: Iterable[str],
     ) -> Iterator[Prediction]:
         images = [image for _, image in loaded if isinstance(image, np.ndarray)]
-        asked = self._mirrored if tta else self.classifier
         answers = iter(asked.probabilities(np.stack(images)) if images else ())
         of_each = iter(pictures)
         for path, image in loaded:

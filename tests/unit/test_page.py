@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,6 +203,21 @@ def test_pictures_of_predictions_are_told_apart(run, photos, tmp_path):
     with Image.open(tmp_path / "out" / names[0]) as image:
         assert np.abs(np.asarray(image).astype(int) - expected).max() <= 2
     assert found[0].top[0][0] == run.explain(files[0]).label
+
+
+def test_a_picture_is_of_the_answer_that_is_given(run, photos, tmp_path, monkeypatch):
+    """With the mirror image averaged in, too; a name may be as long as a file system allows."""
+    from dlzoo.report import gradcam
+
+    made, explain = [], gradcam.explain
+    monkeypatch.setattr(gradcam, "explain", lambda *of: made.extend(explain(*of)) or made)
+    long = shutil.copy(photos / RED / "3.png", tmp_path / ("\N{ROSE}" * 62 + ".png"))
+    (found,) = run.predict_stream([long], topk=1, explain=tmp_path / "out", tta=True)
+    assert Path(found.explained).is_file()
+    (plain,) = run.predict(long, topk=1)
+    assert found.top != plain.top
+    label, probability = found.top[0]
+    assert made[0].label == label and made[0].probability == pytest.approx(probability, abs=1e-5)
 
 
 def test_a_notebook_shows_the_run(run):
