@@ -241,6 +241,11 @@ def log(text: str) -> None:
 
 
 def _write(stream: IO[str] | None, text: str, gone: type[Exception] | None = None) -> None:
+    """Write at once; with `gone` it is a result, else a remark that may be lost.
+
+    Args:
+        gone: raised where nobody reads the stream any more.
+    """
     if stream is None:  # started with the stream closed
         return
     try:
@@ -248,9 +253,13 @@ def _write(stream: IO[str] | None, text: str, gone: type[Exception] | None = Non
         stream.flush()
     except UnicodeEncodeError:
         _write(stream, text.encode("ascii", "backslashreplace").decode(), gone)
-    except (BrokenPipeError, ValueError):
-        # the interpreter flushes once more at its end: let that go nowhere, in silence
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if gone:
+    except (OSError, ValueError) as error:
+        closed = isinstance(error, BrokenPipeError | ValueError)
+        if closed or gone:
+            # the interpreter flushes once more at its end: let that go nowhere, in silence
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if gone and closed:
             raise gone from None
+        if gone:  # a result that is cut off, as on a full disk, must not be taken for a whole one
+            raise

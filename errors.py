@@ -8,12 +8,17 @@ same text.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Exit codes of the command line; the errors below carry theirs.
 OK, BUG, USAGE, DATA, MODEL, RESOURCE, DIVERGED, RESUME, EXPORT, GATE = range(10)
 INTERRUPTED, CTRL_C = 75, 130
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # or may hold no more of ours
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # What TensorFlow says where cuDNN or CUDA cannot be set up for want of memory.
 _GPU_IS_FULL = (
@@ -144,6 +149,20 @@ def out_of_memory(error: BaseException) -> ResourceError | None:
         return None
     first = text.strip().partition("\n")[0][:200]
     return ResourceError("resource.oom", f"{where}: {first}" if first else where, fix=fix)
+
+
+def of_the_machine(error: BaseException) -> ResourceError | None:
+    """Return what to tell where memory, a disk or permissions end a command; else None."""
+    if isinstance(error, OSError):
+        if error.errno in DISK_IS_FULL:
+            id, fix = "resource.disk", "free some space, or choose a folder on another disk"
+        elif error.errno in _FORBIDDEN:
+            id, fix = "resource.permission", "choose a folder of yours, or change who may use it"
+        else:
+            return None
+        where = None if error.filename is None else os.fsdecode(error.filename)
+        return ResourceError(id, str(error.strerror), where=where, fix=fix)
+    return out_of_memory(error)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

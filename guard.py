@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from . import console, files
-from .errors import BUG, CTRL_C, OK, DlzooError, UsageError, nearest, out_of_memory
+from .errors import BUG, CTRL_C, OK, DlzooError, UsageError, nearest, of_the_machine
 
 PROGRAM, COMPLETE = "dlzoo", "_DLZOO_COMPLETE"
 QUIET = "3"  # the level of TensorFlow's log, of 0 to 3
@@ -77,7 +77,7 @@ def _guarded(work: Callable[[], int], debug: bool) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        told = out_of_memory(error) or _bug(error)
+        told = of_the_machine(error) or _bug(error)
     console.error(told)
     return told.exit_code
 

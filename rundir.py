@@ -26,7 +26,7 @@ from .errors import (
     ResourceError,
     UsageError,
     nearest,
-    out_of_memory,
+    of_the_machine,
 )
 
 # Room that must be free before a run starts: its model, predictions and plots.
@@ -235,7 +235,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def exit_code(error: BaseException) -> int:
     """Return what the command line exits with after `error`."""
-    if told := error if isinstance(error, DlzooError) else out_of_memory(error):
+    if told := error if isinstance(error, DlzooError) else of_the_machine(error):
         return told.exit_code
     return CTRL_C if isinstance(error, KeyboardInterrupt) else BUG
 

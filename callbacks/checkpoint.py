@@ -8,7 +8,6 @@ file that could be torn or point to nothing.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..errors import ResourceError, ResumeError
+from ..errors import DISK_IS_FULL, ResourceError, ResumeError
 
 KEEP = 2
 FORMAT = 1
@@ -201,7 +200,7 @@ class Checkpoints:
 
     def _full(self, error: OSError, groups: Mapping[str, Group]) -> ResourceError:
         """Return what a failed write is told as."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_IS_FULL:
             base = next(p for p in (self.folder, *self.folder.parents) if p.exists())
             free = shutil.disk_usage(base).free
             return self._no_room(_size(groups), free, f": {error.strerror}")

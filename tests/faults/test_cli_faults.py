@@ -1,10 +1,12 @@
 """Faults 17, 18, 33, 34, 39, 42 and 43, which end before any training."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from importlib import util
+from pathlib import Path
 
 import pytest
 from dlzoo.rundir import RunDir
@@ -123,6 +125,19 @@ def test_fault_42_a_reader_that_went_away(argv):
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_result_that_finds_no_room_is_an_error_and_a_remark_is_not():
+    """Nobody takes half a list for a whole one; and for a line on stderr no training ends."""
+    argv = [*COMMAND, "list", "vgg1*"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == 5
+        assert done.stderr.startswith("error[resource.disk]: No space left on device\n")
+        argv = [*COMMAND, "config", "show", "--json"]
+        remark = {**os.environ, "DLZOO_PRSET": "is told on stderr"}
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=full, env=remark, timeout=60)
+        assert done.returncode == 0 and json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("stream", [">&-", "2>&-", "<&-"])

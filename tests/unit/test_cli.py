@@ -1,6 +1,7 @@
 """The command line: what each verb takes, prints and exits with."""
 
 import csv
+import errno
 import importlib.util
 import io
 import json
@@ -536,6 +537,27 @@ def test_too_little_memory_is_no_bug(call, run_module, tmp_path, words, fix):
     code, out, errors = call("finetune", "--data", "x")
     assert (code, out) == (5, "") and "error[resource.oom]: " in errors and fix in errors
     assert "Traceback" not in errors and "[[{{node" not in errors
+    run = RunDir.open(tmp_path / "runs" / "a")
+    assert run.read()["exit"] == 5 and not (run.path / "crash.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "id"),
+    [
+        (errno.ENOSPC, "resource.disk"),
+        (errno.EROFS, "resource.permission"),
+        (errno.EACCES, "resource.permission"),
+    ],
+)
+def test_what_cannot_be_written_is_no_bug(call, run_module, tmp_path, number, id):
+    def finetune(*_, **__):
+        with RunDir.create(tmp_path / "runs", "a", "a"):
+            raise OSError(number, os.strerror(number), "some/file")
+
+    run_module.finetune = finetune
+    code, out, errors = call("finetune", "--data", "x")
+    assert (code, out) == (5, "")
+    assert f"error[{id}]: {os.strerror(number)}\n  where: some/file\n  fix: " in errors
     run = RunDir.open(tmp_path / "runs" / "a")
     assert run.read()["exit"] == 5 and not (run.path / "crash.txt").exists()
 
