@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .report.gradcam import Explanation
     from .transfer.classifier import Classifier
 
+_PHOTOS = "`dlzoo eval RUN --data DIR`, `dlzoo export RUN --images DIR`"
 CHECKED = 64  # images an export is compared on
 SHARE, LEAST, MOST = 0.05, 2.0, 15.0  # of the seconds of a run: for its robustness
 
@@ -113,7 +114,7 @@ class Run:
         """The photos of the run, in the splits it was trained with.
 
         Raises:
-            DataError: `run.no-data` if the source was given from Python and is gone.
+            DataError: `run.no-data` if the source was given from Python, or is not where it was.
         """
         if self._data is not None:
             return self._data
@@ -123,16 +124,26 @@ class Run:
                 "run.no-data",
                 "the run was made from data in memory",
                 where=self.path,
-                fix="give photos: --data DIR",
+                fix=f"give photos: {_PHOTOS}",
             )
-        data = load_data(
-            config["data"],
-            val_split=0.0,  # the manifest has all there are: of a run without test photos, none
-            test_split=0.0,
-            split_file=self.directory.manifest,
-            ignore_classes=config.get("ignore_class", ()),
-            task=config.get("task", "auto"),
-        )
+        try:
+            data = load_data(
+                config["data"],
+                val_split=0.0,  # the manifest has all there are: of a run without test photos, none
+                test_split=0.0,
+                split_file=self.directory.manifest,
+                ignore_classes=config.get("ignore_class", ()),
+                task=config.get("task", "auto"),
+            )
+        except DataError as error:
+            if error.id != "data.not-found":
+                raise
+            raise DataError(
+                "run.no-data",
+                f"the run's photos are not where they were: {error.message}",
+                where=self.path,
+                fix=f"put them back, or give others: {_PHOTOS}",
+            ) from error
         data.settle_flip(config.get("flip", "auto"))
         return data
 

@@ -212,25 +212,42 @@ class RunDir:
             self._lock.release()
 
 
+class _Values(dict[str, Any]):
+    """What a file of a run holds; a value that it lacks is told with the file."""
+
+    def __init__(self, path: Path, found: dict[str, Any]):
+        super().__init__(found)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise _damaged(self.path, f"says no {key!r}")
+
+
 def read_values(path: Path) -> dict[str, Any]:
     """Return what a JSON or TOML file of a run holds.
 
     Raises:
-        UsageError: `run.damaged`: it is not there, or not what dlzoo wrote.
+        UsageError: `run.damaged`: it is not there, or not what dlzoo wrote; also when a value is
+            taken that is not in it.
     """
     try:
         text = path.read_text(encoding="utf-8")
         found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("no table of values")
-        return found
+        return _Values(path, found)
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            "run.damaged",
-            f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}",
-            where=path,
-            fix="restore the file from a copy; a run that was never finished has no metrics.json",
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        raise _damaged(path, f"cannot be read: {why}") from None
+
+
+def _damaged(path: Path, what: str) -> UsageError:
+    return UsageError(
+        "run.damaged",
+        f"{path.name} {what}",
+        where=path,
+        fix="restore the file from a copy; a run that was never finished has no metrics.json",
+    )
 
 
 def exit_code(error: BaseException) -> int:

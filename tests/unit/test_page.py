@@ -232,6 +232,9 @@ def test_without_the_photos_the_rest_is_told(run, photos):
     photos.rename(elsewhere)
     try:
         path = load_run(run.path).report()
+        with pytest.raises(DataError, match=r"run\.no-data.*not where they were") as caught:
+            load_run(run.path).evaluate()
+        assert "--data DIR" in caught.value.hint and "--images DIR" in caught.value.hint
     finally:
         elsewhere.rename(photos)
     shown = Page(path)

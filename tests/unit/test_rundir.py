@@ -146,3 +146,13 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, content):
     with pytest.raises(UsageError, match=r"run\.damaged.*run\.json cannot be read") as caught:
         run.read()
     assert caught.value.where == str(run.json)
+
+
+def test_a_value_that_a_run_does_not_tell_is_named_with_its_file(tmp_path):
+    run = RunDir.create(tmp_path, "run", "x")
+    run.json.write_text('{"status": "finished"}')
+    about = run.read()
+    assert about == {"status": "finished"} and about.get("data") is None
+    with pytest.raises(UsageError, match=r"run\.damaged.*run\.json says no 'data'") as caught:
+        about["data"]
+    assert caught.value.where == str(run.json)
