@@ -17,7 +17,7 @@ import tensorflow as tf
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -103,6 +103,8 @@ class _Service:
                 response = _told(Refused(504, "serve.timeout", late))
             except DlzooError as error:
                 response = _told(error)
+            except ClientDisconnect:  # nobody gets this one: it is for the log, as nginx has it
+                response = _told(Refused(499, "serve.gone", "the client went away"))
             except HTTPException as error:  # of Starlette's own readers of forms
                 response = _told(Refused(error.status_code, "serve.http", error.detail))
             except Exception as error:

@@ -316,6 +316,21 @@ def test_a_fault_while_computing_is_a_500_and_the_next_one_is_answered(classifie
         assert client.post("/predict", content=photo()).status_code == 200
 
 
+def test_a_client_that_goes_away_is_no_fault_of_the_service(classifier):
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    lines, of = [], {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
+    with app(classifier, say=lines.append) as client:
+        asyncio.run(client.app({**of, "headers": [(b"content-length", b"9")]}, receive, send))
+        (line,) = lines
+        assert line.startswith("POST /predict 499 ")
+        assert client.get("/health").json()["images"] == 0
+
+
 def test_what_computes_by_itself_agrees_with_the_classifier(classifier):
     worker = Worker(classifier)
     images = np.random.default_rng(0).uniform(0, 255, (3, SIZE, SIZE, 3)).astype("float32")
