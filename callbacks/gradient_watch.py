@@ -81,15 +81,23 @@ class GradientWatch(Resumable):
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.MEAN,
             )
-        optimizer, norms, apply = self.model.optimizer, self._norms, self.model.optimizer.apply
+        model, norms, apply = self.model, self._norms, self.model.optimizer.apply
 
         def measured(gradients: Sequence[Any], variables: Sequence[Any] | None = None) -> Any:
-            scale = getattr(optimizer, "dynamic_scale", 1.0)  # of mixed precision
-            found = [0.0 if g is None else _norm(tf, g) / scale for g in gradients]
-            norms.assign(tf.stack(found))
+            scale = getattr(model.optimizer, "dynamic_scale", 1.0)  # of mixed precision
+            # a `train_step` of the user's may have any order, or train a part at a time
+            given = model.trainable_variables if variables is None else variables
+            found = {
+                place[id(v)]: 0.0 if g is None else _norm(tf, g) / scale
+                for g, v in zip(gradients, given, strict=True)
+                if id(v) in place
+            }
+            if found:
+                where, new = [[i] for i in found], tf.stack([*found.values()])
+                norms.assign(tf.tensor_scatter_nd_update(norms, where, new))
             return apply(gradients, variables)
 
-        optimizer.apply = measured
+        model.optimizer.apply = measured
         self.model.make_train_function(force=True)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
