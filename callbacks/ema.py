@@ -24,11 +24,15 @@ class AverageWeights(Resumable):
 
     def __init__(self) -> None:
         super().__init__()
-        self._trained: list[np.ndarray] | None = None  # while the average is in their place
+        # variables and what trains, while the average is in its place
+        self._trained: list[tuple[Any, np.ndarray]] = []
+        self._fitting = False
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Look whether there is an average."""
-        if not inner(self.model.optimizer).use_ema:
+        self.put_back()  # a fit that was interrupted in validation left it in place
+        self._fitting = True
+        if not getattr(inner(self.model.optimizer), "use_ema", False):
             raise UsageError(
                 "train.ema",
                 "the optimizer keeps no moving average of the weights",
@@ -37,9 +41,9 @@ class AverageWeights(Resumable):
 
     def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Put the average in place, where training goes on afterwards."""
-        pairs = self._pairs()
-        if self._trained is None and self.model.optimizer.built and pairs:
-            self._trained = [np.asarray(variable) for variable, _ in pairs]
+        if self._fitting and not self._trained:
+            pairs = self._pairs()
+            self._trained = [(variable, np.asarray(variable)) for variable, _ in pairs]
             for variable, mean in pairs:
                 variable.assign(mean)
 
@@ -49,10 +53,13 @@ class AverageWeights(Resumable):
 
     def put_back(self) -> None:
         """Put back what trains, if the average stands in its place."""
-        if self._trained is not None:
-            for (variable, _), value in zip(self._pairs(), self._trained, strict=True):
-                variable.assign(value)
-            self._trained = None
+        for variable, value in self._trained:
+            variable.assign(value)
+        self._trained = []
+
+    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
+        """Leave an `evaluate` of its own alone."""
+        self._fitting = False
 
     def _pairs(self) -> list[tuple[Any, Any]]:
         optimizer = inner(self.model.optimizer)

@@ -121,6 +121,47 @@ def test_a_run_with_an_average_goes_on_to_the_same_bits(tmp_path, around):
         np.testing.assert_array_equal(a, b)
 
 
+def average_of(optimizer):
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return np.ravel(optimizer._model_variables_moving_average[0])
+
+
+def test_the_average_of_mixed_precision_is_kept():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    inner = make_optimizer("sgd", 0.05, ema=0.8)
+    model.compile(keras.optimizers.LossScaleOptimizer(inner), "mse", jit_compile=False)
+    best = BestModel()
+    model.fit(X, Y, verbose=0, validation_data=(X, Y), callbacks=[best, AverageWeights()])
+    np.testing.assert_array_equal(np.ravel(best.kept[0]), average_of(model.optimizer))
+
+
+def test_a_fit_that_ended_in_validation_costs_the_next_one_nothing():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    model.compile(make_optimizer("sgd", 0.05, ema=0.8), "mse", run_eagerly=True)
+    trained, measured = [], []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            trained.append(np.ravel(self.model.get_weights()[0]))
+
+        def on_test_begin(self, logs=None):
+            measured.append(np.ravel(self.model.get_weights()[0]))
+            if len(measured) == 1:
+                raise KeyboardInterrupt
+
+        def on_epoch_end(self, epoch, logs=None):
+            np.testing.assert_array_equal(np.ravel(self.model.get_weights()[0]), trained[-1])
+
+    options = {"validation_data": (X, Y), "callbacks": [AverageWeights(), Watch()], "verbose": 0}
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, 64, **options)
+    model.fit(X, Y, 64, **options)
+    np.testing.assert_array_equal(measured[1], average_of(model.optimizer))
+    before = model.get_weights()[0]
+    model.evaluate(X, Y, callbacks=options["callbacks"][:1], verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], before)
+
+
 def test_an_optimizer_without_an_average_is_refused():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
