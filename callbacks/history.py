@@ -44,7 +44,8 @@ class History(Resumable):
 
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Add the row and write the file."""
-        row: dict[str, Any] = {"stage": self.stage, "epoch": len(self.rows) + 1, **logs}
+        own = {"stage": self.stage, "epoch": len(self.rows) + 1}
+        row: dict[str, Any] = own | dict(logs) | own  # also where a metric is called so
         if math.isfinite(rate := learning_rate(self.model.optimizer)):
             row["lr"] = rate
         row["seconds"] = round(time.perf_counter() - self._begun, 3)

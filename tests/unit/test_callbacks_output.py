@@ -85,6 +85,16 @@ def test_a_metric_of_several_numbers_has_no_column(model):
     assert "mae" in stream.text() and "f1" not in stream.text()
 
 
+def test_a_metric_called_as_a_column_does_not_take_its_place(model):
+    names = ("epoch", "stage", "lr", "seconds")
+    metrics = [keras.metrics.MeanAbsoluteError(name=name) for name in names]
+    model.compile(keras.optimizers.SGD(0.1), "mse", metrics=metrics, run_eagerly=True)
+    fit(model, 1, history := History())
+    row = history.rows[0]
+    assert (row["stage"], row["epoch"], row["lr"]) == ("", 1, pytest.approx(0.1))
+    assert "val_stage" in row
+
+
 def test_history_goes_on_after_a_restart(model, tmp_path):
     old, new = History(), History(tmp_path / "metrics.csv")
     fit(model, 2, old)
