@@ -22,7 +22,9 @@ _ATTRIBUTE = "dlzoo_best"  # attribute of the weights file: what the weights in 
 
 
 class BestModel(Watcher):
-    """Keep the weights of the best epoch, whichever stage it was in.
+    """Keep the weights of the best epoch, whichever stage it was in; `restore` puts them back.
+
+    After a fit the model has the weights of its last epoch.
 
     Args:
         model: the full model. A fit may train a sub-model that shares its variables; the

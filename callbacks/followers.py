@@ -33,6 +33,8 @@ class Follower(Protocol):
 class EventFiles:
     """Write TensorBoard's event files: a run for each stage, with `train` and `val` in it.
 
+    It follows a history: `History(followers=[EventFiles("events")])`.
+
     A scalar's step is the epoch over all stages, so that the curves of the stages follow one
     another. The files hold what the rows are: where epochs were taken back (a resumed run), all
     is written anew, and a TensorBoard that is looking drops what it had.

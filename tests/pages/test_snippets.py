@@ -109,3 +109,17 @@ def test_a_page_of_the_guide_can_be_followed(page, tmp_path):
             run = ["sh", "-ec", text]
         done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+def test_the_plain_fit_of_the_readme_runs(tmp_path, monkeypatch):
+    """With few epochs, on numbers in place of images."""
+    import keras
+
+    (text,) = (each.text for each in snippets(PAGES[0], "python") if "Resume(" in each.text)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse", run_eagerly=True)
+    numbers = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
+    monkeypatch.chdir(tmp_path)
+    given = {"model": model, "images": numbers, "labels": numbers[:, :1]}
+    exec(text.replace("epochs=20", "epochs=2, verbose=0"), given)
+    assert given["resume"].epoch == given["kept"][1].epochs_seen == 2
