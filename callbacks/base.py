@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -65,6 +66,10 @@ def check_built(model: keras.Model) -> None:
         )
 
 
+# what Keras hands to all callbacks of one fit, and which of them are of this package
+_listed: tuple[Any, list[weakref.ref[Resumable]]] = (None, [])
+
+
 class Resumable(keras.callbacks.Callback):
     """A callback whose state is the attributes named in `fields`.
 
@@ -80,6 +85,21 @@ class Resumable(keras.callbacks.Callback):
         self.stage = ""
         self._first = 0
         self._updates: int | None = None  # before an execution that the epoch ends in
+        self._listed: list[weakref.ref[Resumable]] = []
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Join the callbacks of this package in the list of a fit."""
+        global _listed
+        super().set_params(params)
+        if params is not _listed[0]:
+            _listed = params, []
+        self._listed = _listed[1]
+        self._listed.append(weakref.ref(self))
+
+    @property
+    def listed(self) -> list[Resumable]:
+        """The callbacks of this package in the list of the fit, this one among them, in order."""
+        return [callback for ref in self._listed if (callback := ref())]
 
     def new_stage(self, name: str) -> None:
         """Say that the next `fit` belongs to the stage `name`."""

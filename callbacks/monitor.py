@@ -6,12 +6,19 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
 
 from ..errors import UsageError, nearest
 from .base import Resumable
 
-_HIGHER = re.compile(r"(acc|auc|f1|precision|recall|top|map|iou|kappa)")
-_LOWER = re.compile(r"(loss|err|mae|mse|rmse|nll|ece|brier|crossentropy)")
+# The last of these in a name counts: `top5_error` and the `heatmap_loss` of an output fall.
+_WAYS = re.compile(
+    r"(?P<min>loss|err|mae|mape|mse|msle|nll|ece|brier|crossentropy)"
+    r"|(?P<max>acc|auc|f1|precision|recall|top|map|iou|kappa)",
+    re.IGNORECASE,
+)
 
 
 def check_monitor(name: str, available: Iterable[str]) -> None:
@@ -34,8 +41,8 @@ class Monitor:
 
     Args:
         name: key of the logs, such as `val_loss`.
-        mode: `min`, `max`, or `auto`: judged by the name (a loss or error falls, an accuracy
-            rises).
+        mode: `min`, `max`, or `auto`: judged by what the name ends in (a loss or error falls,
+            an accuracy rises).
         min_delta: the least change that counts, in the unit of the quantity.
 
     Raises:
@@ -44,7 +51,7 @@ class Monitor:
 
     def __init__(self, name: str, mode: str = "auto", min_delta: float = 0.0):
         if mode == "auto":
-            mode = "max" if _HIGHER.search(name) else "min" if _LOWER.search(name) else "auto"
+            mode = next((str(f.lastgroup) for f in reversed([*_WAYS.finditer(name)])), mode)
         if mode not in ("min", "max"):
             raise UsageError(
                 "train.monitor-mode",
@@ -85,6 +92,16 @@ class Watcher(Resumable):
         super().__init__()
         self._seen = False
         self._without: Mapping[str, float] = {}  # logs of an epoch passed over
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Refuse a quantity that is not one number."""
+        if np.ndim((logs or {}).get(name := self.monitor.name, 0.0)):
+            raise UsageError(
+                "train.unknown-monitor",
+                f"{name!r} has several numbers, so none of its values is the best",
+                fix='watch one number, such as that of keras.metrics.F1Score(average="macro")',
+            )
+        super().on_epoch_end(epoch, logs)
 
     def epoch_done(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Judge the epoch, if there is something to judge it by."""

@@ -40,14 +40,14 @@ class Resume(Resumable):
 
         kept = [EarlyStopping(patience=3), BestModel()]
         resume = Resume("ckpt", kept)
-        model.fit(images, labels, epochs=20, shuffle=False, initial_epoch=resume.epoch,
-                  callbacks=[*kept, resume])
+        model.fit(images, labels, epochs=20, shuffle=False, validation_split=0.1,
+                  initial_epoch=resume.epoch, callbacks=[*kept, resume])
 
     A checkpoint has every variable of the model (also BatchNorm's statistics and the state of
-    dropout), the optimizer's slots, step and rate, the sums of the metrics in the middle of an
-    epoch, the state of the callbacks, and where training stands. A fit that goes on inside an
-    epoch calls the callbacks for the steps before that without computing them; what the
-    callbacks of others make of those steps is theirs.
+    dropout), the slots, step and rate of its optimizer (and of others that are attributes of
+    it), the sums of the metrics in the middle of an epoch, the state of the callbacks, and where
+    training stands. A fit that goes on inside an epoch calls the callbacks for the steps before
+    that without computing them; what the callbacks of others make of those steps is theirs.
 
     The result is the same to the last bit where the same steps see the same batches: the order
     of the data may depend on the number of the epoch and on nothing else, and operations must
@@ -77,8 +77,9 @@ class Resume(Resumable):
         ResumeError: `resume.no-valid-checkpoint`; `resume.config-changed` out of `fit`, when the
             checkpoint is that of another network or optimizer, or of other batches.
         ResourceError: `resume.disk`, `resume.permission`.
-        UsageError: `resume.callback`, `resume.initial-epoch`, `resume.every`; out of `fit`
-            `train.not-built`: what is made in the first batch cannot be put back before it.
+        UsageError: `resume.callback`, also out of `fit` where this one is not the last;
+            `resume.initial-epoch`, `resume.every`; out of `fit` `train.not-built`: what is made
+            in the first batch cannot be put back before it.
     """
 
     def __init__(
@@ -153,6 +154,15 @@ class Resume(Resumable):
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Put everything back, or see that the disk has room for the checkpoints to come."""
         check_built(self.model)
+        self._check_list()
+        for optimizer in self._others():
+            if not optimizer.built:
+                raise UsageError(
+                    "train.not-built",
+                    f"{optimizer.name}, an optimizer of {self.model.name}, has no variables "
+                    "before its first step",
+                    fix="call its build(variables) first, with those that it trains",
+                )
         self._still = uuid.uuid4().hex
         self._saved_at = time.perf_counter()
         if self._pending is None:
@@ -304,10 +314,37 @@ class Resume(Resumable):
     def _whole(self) -> keras.Model:
         return self.model if self.full_model is None else self.full_model
 
+    def _check_list(self) -> None:
+        """See that the others are saved, and not before they have counted a step."""
+        watched, others = self.watched.values(), [c for c in self.listed if c is not self]
+        behind = self.listed[self.listed.index(self) + 1 :] if self.listed else []
+        if late := [type(c).__name__ for c in behind if c in watched]:
+            raise UsageError(
+                "resume.callback",
+                f"{', '.join(late)} would be saved before it has counted the step",
+                fix="put Resume behind it in the list of callbacks",
+            )
+        if forgotten := [type(c).__name__ for c in others if c.fields and c not in watched]:
+            warnings.warn(
+                f"Resume does not save {', '.join(forgotten)}: give it in Resume(folder, "
+                "callbacks), too, or it begins anew after a restart",
+                stacklevel=2,
+            )
+
+    def _others(self) -> list[keras.optimizers.Optimizer]:
+        """Return what optimizers a model with a `train_step` of its own has besides."""
+        own = self.model.optimizer
+        held: list[Any] = []
+        for value in vars(self.model).values():
+            several = value.values() if isinstance(value, Mapping) else value
+            held += several if isinstance(value, Mapping | list | tuple) else [value]
+        known = (own, getattr(own, "inner_optimizer", None))
+        return [o for o in held if isinstance(o, keras.optimizers.Optimizer) and o not in known]
+
     def _variables(self, name: str) -> list[Any]:
         """Return the variables of a group; `still` are those that do not change in this fit."""
         if name == "optimizer":
-            return list(self.model.optimizer.variables)
+            return [v for o in (self.model.optimizer, *self._others()) for v in o.variables]
         if name == "metrics":
             return list(self.model.metrics_variables)
         still, moving = sorted_out(self._whole())
@@ -329,9 +366,11 @@ class Resume(Resumable):
 
     def _restore(self, checkpoint: Checkpoint, groups: Sequence[str] = GROUPS) -> None:
         """Put back what a checkpoint holds, as often as something may have changed it."""
-        # that of mixed precision would make its own variables once more
+        # Only what is not built: that of mixed precision would make its own variables once more.
+        # Of a model with several optimizers its own may do nothing, and have no more.
         if "optimizer" in groups and not self.model.optimizer.built:
-            self.model.optimizer.build(self.model.trainable_variables)
+            if len(self._variables("optimizer")) < len(checkpoint.arrays("optimizer")):
+                self.model.optimizer.build(self.model.trainable_variables)
         # an epoch begins with no sums of metrics
         self._assign(checkpoint, [n for n in groups if n != "metrics" or self._skipped])
         self.stage = checkpoint.state["stage"]

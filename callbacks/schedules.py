@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 
 import keras
@@ -11,13 +12,19 @@ from ..errors import UsageError
 from .base import Resumable, learning_rate
 from .monitor import Monitor, Watcher
 
+NOTHING = 1e-3  # of the highest rate: below it a network stands still
+
 
 class Policy(Resumable):
-    """A callback that sets the learning rate, and so must be the only one to do it."""
+    """A callback that sets the learning rate, and so must be the only one to do it.
+
+    A fit with two of this package, or with an optimizer that has a schedule of its own, is
+    refused; those of Keras in the list are not seen.
+    """
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
-        """Refuse an optimizer that has a schedule of its own, before any batch."""
-        check_single_policy([self], self.model.optimizer)
+        """Refuse whatever else sets the rate, before any batch."""
+        check_single_policy(self.listed or [self], self.model.optimizer)
 
 
 def check_single_policy(
@@ -44,7 +51,13 @@ def check_single_policy(
 class Schedule(Policy):
     """A learning rate that is a function of the training step.
 
-    A new stage starts the schedule again. Subclasses give `schedule_value`.
+    A new stage starts the schedule again; a second fit goes on with it. Subclasses give
+    `schedule_value`.
+
+    Args:
+        highest: the largest of its rates.
+        total_steps: those it is made for; that a fit goes on behind them, with a rate of next
+            to nothing, is warned of.
 
     Attributes:
         step: steps done in this stage.
@@ -52,9 +65,11 @@ class Schedule(Policy):
 
     fields = ("step",)
 
-    def __init__(self) -> None:
+    def __init__(self, highest: float, total_steps: float = math.inf):
         super().__init__()
+        self.highest, self.total_steps = highest, total_steps
         self.step = 0
+        self._told = False
 
     def schedule_value(self, step: int) -> float:
         """Return the learning rate of the step (from 0)."""
@@ -65,6 +80,11 @@ class Schedule(Policy):
         super().new_stage(name)
         self.step = 0
 
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Begin a fit."""
+        super().on_train_begin(logs)
+        self._told = False
+
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Set the rate of this step."""
         super().on_train_batch_begin(batch, logs)
@@ -72,6 +92,15 @@ class Schedule(Policy):
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Count the step, or the several that `steps_per_execution` ran."""
+        over = self.step >= self.total_steps and logs  # without logs it was not computed
+        if over and not self._told and self.schedule_value(self.step) < NOTHING * self.highest:
+            self._told = True
+            warnings.warn(
+                f"the {self.total_steps} steps of {type(self).__name__} are over, and the fit goes "
+                f"on with a learning rate of {self.schedule_value(self.step):g}: count total_steps "
+                "in batches over all epochs, and begin anew with new_stage()",
+                stacklevel=2,
+            )
         self.step += self.steps_done(batch) - self._first
 
 
@@ -79,7 +108,7 @@ class Constant(Schedule):
     """The same learning rate at every step."""
 
     def __init__(self, base: float):
-        super().__init__()
+        super().__init__(base)
         self.base = base
 
     def schedule_value(self, step: int) -> float:
@@ -101,10 +130,9 @@ class WarmupCosine(Schedule):
     """
 
     def __init__(self, base: float, total_steps: int, warmup_steps: int = 0, final: float = 0.0):
-        super().__init__()
+        super().__init__(base, total_steps)
         _check_steps(total_steps, warmup_steps)
-        self.base, self.final = base, final
-        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+        self.base, self.final, self.warmup_steps = base, final, warmup_steps
 
     def schedule_value(self, step: int) -> float:
         """Return the rate of the step (from 0)."""
@@ -135,8 +163,8 @@ class OneCycle(Schedule):
         start_div: float = 25.0,
         final_div: float = 1e4,
     ):
-        super().__init__()
-        self.peak, self.total_steps = peak, total_steps
+        super().__init__(peak, total_steps)
+        self.peak = peak
         self.rise_steps = round(rise * total_steps)
         _check_steps(total_steps, self.rise_steps)
         self.start, self.final = peak / start_div, peak / final_div

@@ -11,6 +11,7 @@ from dlzoo.callbacks import (
     BestModel,
     Constant,
     EarlyStopping,
+    Monitor,
     OneCycle,
     ReduceLROnPlateau,
     StopOnDivergence,
@@ -112,6 +113,24 @@ def test_min_delta_and_mode():
     assert len(fit(make(), 9, Scripted(0.5, 0.6, 0.605, 0.9, name="val_acc"), stop).epoch) == 3
     with pytest.raises(UsageError, match=r"train\.monitor-mode"):
         EarlyStopping("val_wibble")
+
+
+@pytest.mark.parametrize(
+    ("sign", "names"),
+    [
+        (-1, "val_mape val_heatmap_loss val_top_mae top5_error val_accumulated_loss val_acc_loss"),
+        (1, "val_acc val_AUC val_f1_score val_map50 sparse_top_k_categorical_accuracy top_5"),
+    ],
+)
+def test_the_end_of_a_name_says_which_way_is_better(sign, names):
+    assert {name: Monitor(name).sign for name in names.split()} == dict.fromkeys(
+        names.split(), sign
+    )
+
+
+def test_a_quantity_of_several_numbers_is_told_as_such():
+    with pytest.raises(UsageError, match=r"train.unknown-monitor.*'val_f1' has several numbers"):
+        fit(make(), 1, Scripted(np.ones(3), name="val_f1"), EarlyStopping("val_f1"))
 
 
 @pytest.mark.parametrize("kind", [EarlyStopping, ReduceLROnPlateau, BestModel])
@@ -250,6 +269,15 @@ def test_schedule_in_fit_counts_steps_over_fits_and_starts_again_in_a_stage(exec
     assert schedule.step == 0
 
 
+@pytest.mark.parametrize(("steps", "told"), [(3, True), (6, False)])
+def test_a_fit_that_goes_on_behind_its_schedule_is_told(steps, told, recwarn):
+    fit(make(), 2, WarmupCosine(0.1, steps))
+    lines = [str(w.message) for w in recwarn if "total_steps" in str(w.message)]
+    assert len(lines) == told and all("the 3 steps of WarmupCosine are over" in s for s in lines)
+    fit(make(), 2, WarmupCosine(0.1, 3, final=0.01))  # a rate of the user's
+    assert len([w for w in recwarn if "total_steps" in str(w.message)]) == told
+
+
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_steps_that_keras_takes_beyond_an_epoch_are_told(goes_on, recwarn):
     """Three steps, two at a time: there is a fourth where the data goes on."""
@@ -301,6 +329,12 @@ def test_pain_45_two_schedules_are_refused_before_any_batch():
     with pytest.raises(UsageError, match="LearningRateScheduler"):
         check_single_policy([Constant(0.1), keras.callbacks.LearningRateScheduler(len)], plain)
     check_single_policy([EarlyStopping()], scheduled)
+    for both in ([Constant(0.1), ReduceLROnPlateau()], [OneCycle(0.1, 9), WarmupCosine(0.1, 9)]):
+        model = make()
+        with pytest.raises(UsageError, match=r"train.two-schedules"):
+            fit(model, 1, *both)
+        assert int(model.optimizer.iterations) == 0
+        fit(model, 1, both[0])
 
 
 def callbacks():

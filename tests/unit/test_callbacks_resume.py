@@ -171,12 +171,35 @@ def batches(*parts):
 
 
 X, Y = samples()
+
+
+class TwoOptimizers(OwnStep):
+    """A model whose layers have optimizers of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = keras.optimizers.Adam(0.01), [keras.optimizers.Adam(0.02)]
+        self.low.build(self.inner.trainable_variables[:2])
+        self.high[0].build(self.inner.trainable_variables[2:])
+
+    def train_step(self, data):
+        variables = self.inner.trainable_variables
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(self.inner(data[0]) ** 2)
+        gradients = tape.gradient(loss, variables)
+        self.low.apply(gradients[:2], variables[:2])
+        self.high[0].apply(gradients[2:], variables[2:])
+        self.mean.update_state(loss)
+        return {"loss": self.mean.result()}
+
+
 KINDS = {
     "two answers": (2, two_answers, lambda: batches({"x": X}, {"a": Y, "b": Y})),
     "mixed precision": (2, mixed_precision, lambda: batches(X, Y)),
     "no labels": (2, without_labels, lambda: batches(X).map(lambda x: x)),
     "a tuple of one": (2, without_labels, lambda: batches(X)),
     "a step of its own": (2, OwnStep, lambda: batches(X)),
+    "two optimizers": (2, TwoOptimizers, lambda: batches(X)),
     "of unknown length": (6, dense, lambda: batches(X, Y).filter(lambda *batch: True)),
     "two of five steps": (2, lambda: dense(steps_per_execution=2), lambda: batches(X, Y)),
 }
@@ -229,6 +252,24 @@ def test_a_model_without_variables_is_told_before_its_first_batch(tmp_path, kind
     with pytest.raises(UsageError, match=r"train\.not-built[\s\S]*keras\.Input"):
         model.fit(X, Y, callbacks=[callback], verbose=0)
     assert not model.built and not model.optimizer.built
+
+
+def test_an_optimizer_without_variables_is_told_before_the_first_batch(tmp_path):
+    model = OwnStep()
+    model.other = keras.optimizers.Adam(name="other")
+    with pytest.raises(UsageError, match=r"train\.not-built\]: other, an optimizer of "):
+        model.fit(batches(X), callbacks=[Resume(tmp_path)], verbose=0)
+
+
+def test_callbacks_behind_it_are_refused_and_those_it_was_not_given_told(tmp_path):
+    stop = EarlyStopping("loss")
+    with pytest.raises(
+        UsageError, match=r"resume\.callback\]: EarlyStopping would be saved before"
+    ):
+        dense().fit(batches(X, Y), callbacks=[Resume(tmp_path, [stop]), stop], verbose=0)
+    with pytest.warns(UserWarning, match=r"Resume does not save History"):
+        kept = [stop, History(), Resume(tmp_path, [stop])]
+        dense().fit(batches(X, Y), callbacks=kept, verbose=0)
 
 
 def test_going_on_from_the_wrong_epoch_is_an_error(tmp_path):
