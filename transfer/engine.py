@@ -142,7 +142,8 @@ def frozen(
             try:
                 others[name] = make()
             except Exception as error:
-                warnings.warn(f"{name} cannot run {model.name}: {error}", stacklevel=2)
+                reason = str(error).strip().partition("\n")[0][:200]  # a whole graph may follow
+                warnings.warn(f"{name} cannot run {model.name}: {reason}", stacklevel=2)
     return Engine(batch, plain, others, model.name)
 
 
