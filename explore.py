@@ -70,14 +70,14 @@ def lr_find(
     config = _settled(config, data, {**settings, "backbone": backbone})
     if stage is not None:
         config = config.model_copy(update={"stages": stage})
-    job = Job(config, data if data is not None else config.data)
-    job.find_model()
-    job.load_data()
-    job.build()
-    found_stage = _chosen(job, named=stage)
-    chosen = found_stage or _by_steps(config)
-    with job.machine.strategy.scope():
-        facts = _range_test(job, chosen, finder)
+    with Job(config, data if data is not None else config.data) as job:
+        job.find_model()
+        job.load_data()
+        job.build()
+        found_stage = _chosen(job, named=stage)
+        chosen = found_stage or _by_steps(config)
+        with job.machine.strategy.scope():
+            facts = _range_test(job, chosen, finder)
     found = finder.suggestion()
     result = {
         "lr": found.lr,
@@ -351,7 +351,7 @@ def compare_backbones(
         job.source = data
         job.load_data()
         data = job.data  # scanned once
-        with _kept(rows, name):
+        with _kept(rows, name), job:
             rows[name] = _measured(job)
             console.say(f"{name}: {rows[name]['val_accuracy']:.1%}")
     found = sorted(rows.values(), key=lambda row: -(row.get("val_accuracy") or 0.0))

@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from . import __version__, cluster, console, files
 from .config import NOT_TRAINING, FinetuneConfig, to_toml
@@ -203,6 +203,14 @@ class Job:
             RunDir.open(config.teacher)
         tag: Any = {"auto": True, "none": None}.get(config.weights, config.weights)
         self.variant, self.row = find_model(config.backbone, None if is_path(tag) else tag)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the process as it was found."""
+        if "machine" in vars(self):
+            self.machine.leave()
+
         if config.weights == "auto" and not self.variant.weights:
             raise UsageError(
                 "model.no-weights",

@@ -597,10 +597,8 @@ def finetune(
     elif settings:
         raise UsageError("usage.config", "give config= or single settings, not both")
     console.setup(quiet=config.quiet, log_format=config.log_format)
-    job = make_job(config, data if data is not None else config.data)
-    if config.dry_run:
-        return job.rehearse()
-    return _carried_out(job, config)
+    with make_job(config, data if data is not None else config.data) as job:
+        return job.rehearse() if config.dry_run else _carried_out(job, config)
 
 
 def ensemble(
@@ -644,8 +642,8 @@ def ensemble(
     }
     config = resolve(given, config_file=first.directory.config, called="{}=").config
     console.setup(quiet=config.quiet, log_format=config.log_format)
-    job = of_runs([run.directory for run in found], first.data, config)
-    return _carried_out(job, config)
+    with of_runs([run.directory for run in found], first.data, config) as job:
+        return _carried_out(job, config)
 
 
 def _carried_out(job: Job, config: FinetuneConfig) -> Run:

@@ -76,10 +76,11 @@ def compare_starts(
 
             size = min(job.make_plan(job.config.preset).size, max(MIN_SIZE, job.variant.min_size))
         job.config = job.config.model_copy(update={"size": size})
-        job.build()  # sets the seed of all that is random
-        began = time.perf_counter()
-        with job.machine.strategy.scope():
-            accuracy = _trained(job, name, EPOCHS if config.epochs == "auto" else config.epochs)
+        with job:
+            job.build()  # sets the seed of all that is random
+            began = time.perf_counter()
+            with job.machine.strategy.scope():
+                accuracy = _trained(job, name, EPOCHS if config.epochs == "auto" else config.epochs)
         curves[name] = {
             "accuracy": accuracy,
             "start": accuracy[1],

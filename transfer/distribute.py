@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from .. import cluster
 from ..errors import ResourceError, UsageError
@@ -26,6 +29,7 @@ class Machine:
         replicas: how many copies of the model compute a batch.
         workers: the processes that do.
         why: that strategy.
+        leave: gives the process the settings back that it had before, see `_settings`.
     """
 
     device: str
@@ -34,6 +38,7 @@ class Machine:
     replicas: int = 1
     workers: Workers = field(default_factory=Workers)
     why: str = ""
+    leave: Callable[[], None] = lambda: None
 
     @property
     def words(self) -> str:
@@ -97,6 +102,7 @@ def prepare(
         else:
             scope = tf.distribute.get_strategy()
             why = "--strategy none" if strategy == "none" else "one device"
+    leave = _settings()
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
@@ -108,7 +114,32 @@ def prepare(
     if mixed:
         name = "bf16" if strategy == "tpu" else "mixed"
     workers = Workers(scope, found.rank, len(found.addresses)) if found else Workers()
-    return Machine(words, name, scope, scope.num_replicas_in_sync, workers, why)
+    return Machine(words, name, scope, scope.num_replicas_in_sync, workers, why, leave)
+
+
+def _settings() -> Callable[[], None]:
+    """Return what gives a process the settings of now back that a run changes.
+
+    Else the layers that a notebook makes after a run in mixed precision would compute in float16,
+    and what it draws from Python's and NumPy's generators would be the same after each run.
+    """
+    import keras
+    import tensorflow as tf
+    from tensorflow.python.framework import config
+
+    drawn, of_numpy = random.getstate(), np.random.get_state()
+    policy, exact = keras.config.dtype_policy(), steady()
+    rounding = tf.config.experimental.tensor_float_32_execution_enabled()
+
+    def give_back() -> None:
+        random.setstate(drawn)
+        np.random.set_state(of_numpy)
+        keras.config.set_dtype_policy(policy)
+        tf.config.experimental.enable_tensor_float_32_execution(rounding)
+        if not exact:
+            config.disable_op_determinism()
+
+    return give_back
 
 
 def steady() -> bool:

@@ -1,10 +1,13 @@
 """Where the computing happens, on machines with GPUs that are pretended."""
 
+import random
 from types import SimpleNamespace
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
-from dlzoo.transfer.distribute import prepare
+from dlzoo.transfer.distribute import prepare, steady
 
 GPUS = [SimpleNamespace(name=f"/physical_device:GPU:{i}", device_type="GPU") for i in (0, 1)]
 
@@ -72,8 +75,6 @@ def test_it_cannot_have_others(machine, device, raises):
 def test_float32_is_true_float32_where_it_is_asked_for(
     machine, precision, capability, said, rounding
 ):
-    import keras
-
     machine.capability = capability
     policy = keras.config.dtype_policy()
     try:
@@ -81,3 +82,21 @@ def test_float32_is_true_float32_where_it_is_asked_for(
     finally:
         keras.config.set_dtype_policy(policy)
     assert tf.config.experimental.tensor_float_32_execution_enabled() == rounding
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_process_gets_its_settings_back(seen):
+    def settings():
+        tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+        return keras.config.dtype_policy().name, steady(), tf32, random.random(), np.random.rand()
+
+    drawn, of_numpy = random.getstate(), np.random.get_state()
+    before = settings()
+    random.setstate(drawn)
+    np.random.set_state(of_numpy)
+    one = prepare(device="cpu", strategy="none", precision="mixed", seed=3, deterministic=True)
+    two = prepare(device="cpu", strategy="none", precision="fp32", seed=4) if seen else None
+    if two:  # that of a member, which is left to what trains them all
+        assert steady()
+    one.leave()
+    assert settings() == before

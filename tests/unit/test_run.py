@@ -359,7 +359,8 @@ def test_arrays_and_two_classes(tmp_path):
         load_run(run.path).evaluate()
 
 
-def test_a_dry_run_writes_nothing(photos, tmp_path):
+def test_a_dry_run_writes_nothing_and_draws_nothing(photos, tmp_path):
+    drawn = np.random.get_state()[1].tolist()
     found = finetune(data=photos, out=str(tmp_path / "runs"), dry_run=True, **FAST)
     assert not (tmp_path / "runs").exists()
     assert found["stages"][0]["name"] == "head" and found["data"]["images"] == 60
@@ -380,6 +381,7 @@ def test_photos_that_an_earlier_run_was_trained_on_judge_no_later_one_unnoticed(
     monkeypatch.setattr(distil, "teach", lambda *given: None)
     monkeypatch.setattr(Classifier, "load", lambda directory: None)
     console.setup(quiet=False)
+    assert np.random.get_state()[1].tolist() == drawn
 
     def told(**settings):
         config = resolve({given: str(run.path), **settings}).config
