@@ -16,7 +16,7 @@ from . import console
 from .config import FinetuneConfig, resolve
 from .data.records import SPLITS
 from .errors import DlzooError, ModelError, UsageError
-from .job import Job
+from .job import Job, with_data
 from .rundir import RunDir, read_values
 from .zoo import resolve as find_model
 from .zoo.weights import offline_if
@@ -101,9 +101,7 @@ def lr_find(
 def _settled(config: FinetuneConfig | None, data: Any, settings: dict[str, Any]) -> FinetuneConfig:
     """Return the settings, checked, and tell the console of them."""
     if config is None:
-        if isinstance(data, str | Path):
-            settings = {**settings, "data": str(data)}
-        config = resolve(settings, called="{}=").config
+        config = resolve(with_data(settings, data), called="{}=").config
     console.setup(quiet=config.quiet, log_format=config.log_format)
     return config
 

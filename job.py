@@ -58,6 +58,31 @@ def may_fetch(step: Callable[..., T]) -> Callable[..., T]:
     return obeying
 
 
+def with_data(settings: dict[str, Any], data: Any) -> dict[str, Any]:
+    """Return the settings of a call from Python with what its data says of them.
+
+    Raises:
+        UsageError: `usage.data`: a setting comes too late for what `load_data` has returned.
+    """
+    if isinstance(data, str | Path):
+        return {**settings, "data": str(data)}
+    if not isinstance(data, Data):
+        return settings
+    late = [
+        name
+        for name in ("task", "val_split", "test_split", "split_file", "on_bad_image",
+                     "ignore_class", "strict_data")
+        if settings.get(name) is not None
+    ]  # fmt: skip
+    if late:
+        raise UsageError(
+            "usage.data",
+            f"{late[0]}= comes too late for data that is loaded and split already",
+            fix=f"load_data(..., {late[0]}=...), or give the path to both",
+        )
+    return {**data.settings, **settings}
+
+
 class Job:
     """The steps of `finetune`, in order; each sets what the later ones need."""
 
@@ -132,6 +157,17 @@ class Job:
         if refused:
             raise refused
 
+    def recorded(self, directory: RunDir) -> str:
+        """Return the settings as config.toml holds them.
+
+        Data that `load_data` has split from Python are found in the same splits without it.
+        """
+        config = self.config
+        if isinstance(self.source, Data) and config.data:
+            split = {"split_file": str(directory.manifest.absolute())}
+            config = config.model_copy(update=split)
+        return to_toml(config)
+
     def help(self, directory: RunDir, going_on: bool) -> None:
         """Compute a share of it, as one of the processes that write nothing; wait for its end."""
         if not directory.json.is_file():
@@ -166,6 +202,14 @@ class Job:
             seed=config.seed,
             deterministic=config.deterministic,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the process as it was found."""
+        if "machine" in vars(self):
+            self.machine.leave()
 
     def check_same_everywhere(self) -> None:
         """See that all processes have the same photos and the same program."""
@@ -203,14 +247,6 @@ class Job:
             RunDir.open(config.teacher)
         tag: Any = {"auto": True, "none": None}.get(config.weights, config.weights)
         self.variant, self.row = find_model(config.backbone, None if is_path(tag) else tag)
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Leave the process as it was found."""
-        if "machine" in vars(self):
-            self.machine.leave()
-
         if config.weights == "auto" and not self.variant.weights:
             raise UsageError(
                 "model.no-weights",
@@ -341,7 +377,7 @@ class Job:
         exact = self.config.deterministic and not changed
         past = record.get("resumed", [])
         if self.config.data:  # the photos may have moved
-            files.write_text(directory.config, to_toml(self.config))
+            files.write_text(directory.config, self.recorded(directory))
         directory.record(
             resumed=[*past, {"at": now(), "changed": changed, "bit_exact": exact}],
         )
@@ -501,7 +537,7 @@ class Job:
             environment=self.environment(),
         )
         # last: a directory with a configuration is one that can be resumed
-        files.write_text(directory.config, to_toml(self.config))
+        files.write_text(directory.config, self.recorded(directory))
 
     def header(self, directory: RunDir) -> None:
         """Say in six lines what is about to happen."""

@@ -20,7 +20,7 @@ from .config import FinetuneConfig, resolve
 from .data import Data, load_data
 from .data.folder import existing
 from .errors import DataError, DlzooError, ExportError, GateError, ResumeError, UsageError
-from .job import Job
+from .job import Job, with_data
 from .rundir import RunDir, read_values
 from .units import clock
 
@@ -124,7 +124,7 @@ class Run:
                 "run.no-data",
                 "the run was made from data in memory",
                 where=self.path,
-                fix=f"give photos: {_PHOTOS}",
+                fix=f"give them: load_run(RUN, data), or {_PHOTOS}",
             )
         try:
             data = load_data(
@@ -562,9 +562,14 @@ def _empty(split: str, where: object) -> DataError:
     return DataError("data.empty-split", f"there are no {split} photos", where=where)
 
 
-def load_run(path: Path | str) -> Run:
-    """Return the run at `path`; raises UsageError `run.not-found`."""
-    return Run(path)
+def load_run(path: Path | str, data: Data | None = None) -> Run:
+    """Return the run at `path`; raises UsageError `run.not-found`.
+
+    Args:
+        data: what `load_data` returned, for a run that was made from data in memory. Others read
+            their photos again, in the splits they were trained with.
+    """
+    return Run(path, data)
 
 
 def finetune(
@@ -578,7 +583,7 @@ def finetune(
 
     Args:
         backbone: a name of the zoo, perhaps with a tag. data: a source for `load_data`, or
-            what it returned.
+            what it returned; settings that are its arguments are given to it then.
         config: all settings, checked. settings: or some of them by name, see
             `dlzoo.config.FinetuneConfig`.
 
@@ -590,9 +595,7 @@ def finetune(
         DlzooError: whatever went wrong, with its id, a remedy and an exit code.
     """
     if config is None:
-        given = {**settings, "backbone": backbone}
-        if isinstance(data, (str, Path)):
-            given["data"] = str(data)
+        given = with_data({**settings, "backbone": backbone}, data)
         config = resolve(given, called="{}=").config
     elif settings:
         raise UsageError("usage.config", "give config= or single settings, not both")

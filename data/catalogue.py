@@ -30,6 +30,7 @@ class Data:
         flip: whether mirror images make sense; augmentation obeys it. Settable.
         root: the folder that keys are relative to, or None.
         teacher: what a teacher answers for the training photos, float32 like their labels, or None.
+        found: the settings of a run that finds the same by its path; empty for data from Python.
         fingerprint: SHA-256 over key, content hash, labels and split of every image.
     """
 
@@ -52,6 +53,8 @@ class Data:
         self.flip = flip
         self.root = root
         self.max_pixels = max_pixels
+        self.found: dict[str, Any] = {}
+        self._flip = flip
         self.failure: DataError | None = None  # why a pipeline stopped
         self.memory: object = None  # the pipeline's held images
         self.teacher: np.ndarray | None = None
@@ -69,6 +72,12 @@ class Data:
     def __repr__(self) -> str:
         sizes = "/".join(str(n) for n in self.splits.values())
         return f"<Data {self.name!r}: {self.task}, {len(self.classes)} classes, {sizes} images>"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run must be told to use the same data in the same way."""
+        said = {} if self.flip == self._flip else {"flip": "on" if self.flip else "off"}
+        return self.found | said
 
     def settle_flip(self, said: str) -> None:
         """Let `on` or `off` say whether mirror images make sense; `auto` leaves it to the data."""

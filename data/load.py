@@ -61,7 +61,8 @@ def load_data(
         strict: fail if an image occurs under two labels, or in two splits of the source.
         max_pixels: larger images are skipped.
         max_bad: the share of bad images above which the data is refused.
-        classes: class names by index, for labels given as numbers or (n, classes) arrays.
+        classes: class names by index, for labels given from Python as numbers or (n, classes)
+            arrays; of names, the order.
         progress: called with (images scanned, images in all).
 
     Raises:
@@ -100,7 +101,7 @@ def load_data(
         split_records(found.records, val_split, test_split, seed)
         _check_splits(found, names)
         _check_duplicates(found, strict)
-        return Data(
+        data = Data(
             found.name,
             found.records,
             names,
@@ -113,6 +114,19 @@ def load_data(
     except DataError as error:
         error.problems = found.problems
         raise
+    # what no setting of a run says cannot be read by one again
+    if isinstance(source, str | os.PathLike) and (max_pixels, max_bad) == (decode.MAX_PIXELS, 0.05):
+        named = isinstance(source, str) and is_name(source)
+        data.found = {
+            "data": source if named else str(Path(source).expanduser().absolute()),
+            "task": task,
+            "val_split": val_split,
+            "test_split": test_split,
+            "on_bad_image": on_bad_image,
+            "ignore_class": list(ignore_classes),
+            "strict_data": strict,
+        }
+    return data
 
 
 def _check_arguments(
@@ -143,6 +157,12 @@ def is_name(source: str) -> bool:
 
 
 def _open(source: Any, task: str, classes: Sequence[str] | None) -> Source:
+    if classes is not None and isinstance(source, str | os.PathLike):
+        raise UsageError(
+            "usage.classes",
+            "classes= names the labels of arrays; those of files have names of their own",
+            fix="leave it out: they are sorted by name, and ignore_classes= leaves some away",
+        )
     if isinstance(source, str) and is_name(source):
         found = _named(source)
         if os.path.isdir(source):

@@ -426,6 +426,8 @@ def test_ignore_classes(tmp_path):
     root = folder(tmp_path / "p")
     photo(root / "thorn" / "only.png", 77)
     assert load_data(root, ignore_classes=["thorn"]).classes == ("daisy", "rose", "tulip")
+    with pytest.raises(UsageError, match=r"usage\.classes"):  # not ignored without a word
+        load_data(root, classes=["tulip", "rose", "daisy"])
     with pytest.raises(UsageError, match="did you mean 'thorn'"):
         load_data(root, ignore_classes=["thorns"])
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from dlzoo import compare, console, finetune, load_data, load_run, zoo
+from dlzoo import compare, console, finetune, load_data, load_run, resume, zoo
 from dlzoo.errors import (
     DataError,
     ExportError,
@@ -286,6 +286,23 @@ def test_what_one_run_decides_of_the_data_is_not_for_the_next(photos, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_run_of_loaded_photos_finds_them_again_in_its_splits(photos, tmp_path):
+    data = load_data(photos, seed=5, val_split=0.2, ignore_classes=("red",))
+    asked = {"out": str(tmp_path), "weights": "none", **FAST, "size": 32, "epochs": 1}
+    with pytest.raises(UsageError, match=r"usage\.data.*val_split= comes too late"):
+        finetune("lenet5", data, val_split=0.3, **asked)
+    data.flip = False
+    run = finetune("lenet5", data, **asked)
+    again = load_run(run.path)
+    assert again.data.fingerprint == data.fingerprint and not again.data.flip
+    assert again.evaluate()["accuracy"] == run.metrics["test"]["accuracy"]
+    assert str(photos) in again.as_code()
+    assert resume(run.path).path == run.path
+    assert finetune("lenet5", data, resume="auto", **asked).path == run.path
+    given = load_run(run.path, data)
+    assert given.data is data
+
+
 def test_resuming_under_other_settings_or_photos_is_refused(photos, tmp_path):
     """Faults 16 and 35."""
     few = {**FAST, "epochs": 1, "out": str(tmp_path), "name": "mine"}
@@ -364,6 +381,7 @@ def test_a_dry_run_writes_nothing_and_draws_nothing(photos, tmp_path):
     found = finetune(data=photos, out=str(tmp_path / "runs"), dry_run=True, **FAST)
     assert not (tmp_path / "runs").exists()
     assert found["stages"][0]["name"] == "head" and found["data"]["images"] == 60
+    assert np.random.get_state()[1].tolist() == drawn
     with pytest.raises(UsageError, match=r"run\.not-found"):
         finetune(data=photos, dry_run=True, teacher=str(tmp_path), **FAST)
 
@@ -381,7 +399,6 @@ def test_photos_that_an_earlier_run_was_trained_on_judge_no_later_one_unnoticed(
     monkeypatch.setattr(distil, "teach", lambda *given: None)
     monkeypatch.setattr(Classifier, "load", lambda directory: None)
     console.setup(quiet=False)
-    assert np.random.get_state()[1].tolist() == drawn
 
     def told(**settings):
         config = resolve({given: str(run.path), **settings}).config
