@@ -368,10 +368,10 @@ class Resume(Resumable):
         """Put back what a checkpoint holds, as often as something may have changed it."""
         # Only what is not built: that of mixed precision would make its own variables once more.
         # Of a model with several optimizers its own may do nothing, and have no more.
-        own = self.model.optimizer
-        lacks = len(self._variables("optimizer")) < len(checkpoint.arrays("optimizer"))
-        if "optimizer" in groups and lacks and not own.built:
-            own.build(self.model.trainable_variables)
+        if "optimizer" in groups and not (own := self.model.optimizer).built:
+            lacks = len(self._variables("optimizer")) < len(checkpoint.arrays("optimizer"))
+            if lacks:
+                own.build(self.model.trainable_variables)
         # an epoch begins with no sums of metrics
         self._assign(checkpoint, [n for n in groups if n != "metrics" or self._skipped])
         self.stage = checkpoint.state["stage"]

@@ -32,8 +32,9 @@ SETTINGS = {
     "backbone": "tiny", "weights": "none", "stages": STAGES, "batch": 8, "augment": "medium",
     "dropout": 0.3, "size": SIZE, "lr": 0.02, "optimizer": "adam", "taps": ["C4"], "seed": 3,
     "train_bn": True, "deterministic": True, "patience": 2, "save_every": EVERY, "quiet": True,
-    "cache": "on", "report": False, "val_split": 0.2, "test_split": 0.2, "name": "run",
+    "cache": "on", "report": False, "name": "run",
 }  # fmt: skip
+SHARES = {"val_split": 0.2, "test_split": 0.2}
 
 
 def photos():
@@ -77,8 +78,10 @@ def finetune(out: Path, data=None, **settings):
     import dlzoo
 
     register()
-    data = data or dlzoo.load_data(photos(), val_split=0.2, test_split=0.2, seed=3)
-    return dlzoo.finetune(data=data, out=str(out), resume="auto", **{**SETTINGS, **settings})
+    data = data or dlzoo.load_data(photos(), **SHARES, seed=3)
+    shares = SHARES if isinstance(data, str) else {}
+    settings = {**SETTINGS, **shares, **settings}
+    return dlzoo.finetune(data=data, out=str(out), resume="auto", **settings)
 
 
 def resume(out: Path, **settings):
