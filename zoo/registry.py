@@ -52,6 +52,9 @@ def family(
     return add
 
 
+FIRST = (True, "imagenet")  # what asks for a variant's first checkpoint
+
+
 def variants() -> Mapping[str, Variant]:
     """Return all registered variants by name."""
     return _VARIANTS
@@ -79,14 +82,14 @@ def resolve(name: str, tag: str | bool | None = None) -> tuple[Variant, Weights 
             f"no model is called {name!r}{nearest(arch, _VARIANTS)}",
             fix="`dlzoo list` shows every name",
         )
-    if in_name and isinstance(tag, str) and tag != in_name:
+    if in_name and tag and tag not in (in_name, *FIRST):
         raise UsageError(
             "model.unknown-weights", f"{name} names weights of its own, and {tag!r} are asked for"
         )
     tag = in_name or tag
     if not tag:
         return variant, None
-    if tag in (True, "imagenet"):
+    if tag in FIRST:
         if not variant.weights:
             raise UsageError(
                 "model.no-weights",
