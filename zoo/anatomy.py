@@ -52,14 +52,14 @@ def layers(model: keras.Model) -> list[LayerRow]:
     Where branches meet, the wider receptive field counts; a gate that looks at the whole map
     (squeeze-and-excitation) does not widen it. Shapes and costs hold for the model's input size.
     """
-    fields = _fields(model)
+    found = fields(model)
     at = {layer: tap for tap, layer in graph.built(model).taps.items()}
-    group = {layer.name: name for name, found in graph.groups(model).items() for layer in found}
+    group = {layer.name: name for name, those in graph.groups(model).items() for layer in those}
     rows = []
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        field, stride = fields[layer.name] or (None, None)
+        field, stride = found[layer.name] or (None, None)
         still = 2 if isinstance(layer, keras.layers.BatchNormalization) else 0  # the statistics
         counted = layer.weights[: len(layer.weights) - still]
         rows.append(
@@ -107,7 +107,7 @@ def _formula(layer: Any) -> str:
     return texts[0] if texts[0] == texts[1] else " x ".join(texts)
 
 
-def _fields(model: keras.Model) -> dict[str, tuple[Pair, Pair] | None]:
+def fields(model: keras.Model) -> dict[str, tuple[Pair, Pair] | None]:
     """Map each operation to the receptive field of its output and its stride; None: the image."""
     found: dict[str, tuple[Pair, Pair] | None] = {}
     for operation in model.operations:

@@ -67,7 +67,8 @@ def create_model(
         features_only: return the taps, `{"C1": (batch, h/2, w/2, c), ...}`, not logits; without
             `pool` and `taps`.
         pool: None keeps the paper's head; `avg` or `max` replaces it by global pooling, `moments`
-            by the mean and deviation of each map but the last, and the root of the last's mean.
+            by the mean and deviation of each map but the last, the deviation of the first
+            activation at the last one's stride, and the root of the last one's mean.
         taps: with `pool`, the taps whose pooled maps are joined; default the last one.
         dropout: rate before the logits; default the paper's.
         drop_path: rate at which the last residual branch is dropped (the first ones less), where
@@ -171,7 +172,7 @@ def create_model(
         outputs: Any = maps
     else:
         rate = next(r for r in (dropout, variant.dropout, variant.family.dropout) if r is not None)
-        outputs = _head(variant, args, maps, x, classes, pool, create["taps"], rate)
+        outputs = _head(variant, args, image, maps, x, classes, pool, create["taps"], rate)
         if aux:
             outputs = _with_aux(variant, args, image, outputs, rate, classes)
     model = keras.Model(image, outputs, name=re.sub(r"\W+", "_", variant.name))
@@ -283,7 +284,7 @@ def _normalize(x, rule: Preprocess, channels: int):
     )
 
 
-def _head(variant: Variant, args, maps, x, classes, pool, taps, rate):
+def _head(variant: Variant, args, image, maps, x, classes, pool, taps, rate):
     last = list(maps.values())[-1] if maps else x
     if pool is None and taps:
         raise UsageError(
@@ -303,7 +304,7 @@ def _head(variant: Variant, args, maps, x, classes, pool, taps, rate):
     elif pool is None and classes == 0:
         out = last
     else:
-        out = _pooled(variant, maps, pool or "avg", taps)
+        out = _pooled(variant, image, maps, pool or "avg", taps)
     if classes == 0:
         return out
     if rate and not papers_own:
@@ -311,7 +312,7 @@ def _head(variant: Variant, args, maps, x, classes, pool, taps, rate):
     return L.Dense(classes, dtype="float32", name="logits")(out)
 
 
-def _pooled(variant: Variant, maps, pool: str, taps: list[str] | None):
+def _pooled(variant: Variant, image, maps, pool: str, taps: list[str] | None):
     if pool not in POOLS:
         raise UsageError(
             "model.pool", f"pool={pool!r} is unknown", fix=f"{', '.join(POOLS)} or None"
@@ -328,10 +329,13 @@ def _pooled(variant: Variant, maps, pool: str, taps: list[str] | None):
     for tap in chosen:
         kind = L.GlobalMaxPooling2D if pool == "max" else L.GlobalAveragePooling2D
         value = kind(name=f"pool_{tap}")(maps[tap])
-        if pool == "moments":
-            pooled += _moments(maps[tap], value, last=tap == chosen[-1])
-        else:
+        if pool != "moments":
             pooled.append(value)
+        elif tap == chosen[-1]:
+            first = _first_activation(image, maps[tap])
+            pooled += [_root(value)] if first is None else [_deviation(first), _root(value)]
+        else:
+            pooled += [ops.cast(value, "float32"), _deviation(maps[tap])]
     return pooled[0] if len(pooled) == 1 else L.Concatenate(name="features")(pooled)
 
 
@@ -339,21 +343,39 @@ POOLS = ("avg", "max", "moments")
 _SMALL = 1e-2  # below it a root is nearly a line: at 0 its slope would have no bound
 
 
-def _moments(feature_map, mean, last: bool) -> list:
-    """Return what a linear classifier reads more from than from the mean alone.
+def _root(x):
+    """Return the root with its sign, `(batch, c)` float32: the power normalisation of descriptors.
 
-    The root is that of the power normalisation of image descriptors (Perronnin et al. 2010): a
-    channel that is seldom active counts for more.
+    A channel that is seldom active counts for more (Perronnin et al. 2010).
     """
+    x = ops.cast(x, "float32")
+    return x * ops.rsqrt(ops.absolute(x) + _SMALL)
 
-    def root(x):
-        return x * ops.rsqrt(ops.absolute(x) + _SMALL)
 
-    mean = ops.cast(mean, "float32")
-    if last:
-        return [root(mean)]
-    away = ops.cast(feature_map, "float32") - mean[:, None, None, :]
-    return [mean, root(ops.mean(ops.square(away), axis=(1, 2)))]
+def _deviation(feature_map):
+    """Return how much each channel differs over a map: `(batch, h, w, c)` to `(batch, c)`."""
+    x = ops.cast(feature_map, "float32")
+    away = x - ops.mean(x, axis=(1, 2), keepdims=True)
+    return _root(ops.mean(ops.square(away), axis=(1, 2)))
+
+
+def _first_activation(image, feature_map):
+    """Return the first activation at the stride of a map, or None if there is none before it.
+
+    Where a network begins to compute at its last stride, it knows more of the parts of things
+    and less of the classes of its training than where it ends.
+    """
+    from .anatomy import fields
+
+    model = keras.Model(image, feature_map)
+    *before, last = model.layers
+    strides = {name: found[1] for name, found in fields(model).items() if found}
+    linear = keras.activations.linear
+    for layer in before:
+        active = getattr(layer, "activation", linear) is not linear
+        if active and strides.get(layer.name) == strides.get(last.name):
+            return layer.output
+    return None
 
 
 def _input_shape(variant: Variant, row: Weights | None, shape, in_chans) -> tuple:

@@ -173,6 +173,25 @@ def test_pooled_taps_are_joined():
     assert graph.built(one).create["taps"] == ["C4"]
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("resnet18", "conv5_block1_1_act"), ("mobilenet_v2_035", "block_13_dw_act"), ("vgg11", None)],
+)
+def test_moments_are_those_of_the_taps_and_of_the_first_activation_at_the_last_stride(name, first):
+    model = zoo.create_model(name, pool="moments", taps=("C4", "C5"), num_classes=0, input_shape=64)
+    taps = zoo.graph.taps(model)
+    inside = [taps["C4"], taps["C5"], *([model.get_layer(first).output] if first else ())]
+    images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    found, c4, c5, *more = keras.Model(model.input, [model.output, *inside])(images)
+
+    def root(x):
+        return x / np.sqrt(np.abs(x) + 0.01)
+
+    expected = [np.mean(c4, (1, 2)), *(root(np.var(x, (1, 2))) for x in (c4, *more))]
+    expected = np.concatenate([*expected, root(np.mean(c5, (1, 2)))], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_pool_takes_the_maximum_too():
     model = zoo.create_model("resnet18", pool="max", input_shape=64, num_classes=0)
     features = keras.Model(model.input, [model.output, graph.taps(model)["C5"]])
