@@ -713,6 +713,9 @@ def resume(path: Path | str, **settings: Any) -> Run:
             fix="start it again",
         )
     place = {"out": str(directory.path.parent), "name": directory.path.name, "resume": "auto"}
+    split = read_values(directory.config).get("split_file") or ""
+    if Path(split).name == directory.manifest.name and not Path(split).is_file():
+        place["split_file"] = str(directory.manifest)  # its own, which has moved with the run
     config = resolve({**place, **settings}, config_file=directory.config, called="{}=").config
     if not config.data:
         raise DataError(

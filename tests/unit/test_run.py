@@ -301,6 +301,9 @@ def test_a_run_of_loaded_photos_finds_them_again_in_its_splits(photos, tmp_path)
     assert finetune("lenet5", data, resume="auto", **asked).path == run.path
     given = load_run(run.path, data)
     assert given.data is data
+    run.directory.record(status="interrupted")
+    moved = run.path.rename(tmp_path / "elsewhere")
+    assert resume(moved).data.fingerprint == data.fingerprint
 
 
 def test_resuming_under_other_settings_or_photos_is_refused(photos, tmp_path):
