@@ -253,11 +253,14 @@ class FinetuneConfig(BaseModel):
 
     def of_data(self) -> dict[str, Any]:
         """Return the settings that `load_data` takes, under its names."""
-        same = ("task", "val_split", "test_split", "split_file", "seed", "on_bad_image")
-        found = {name: getattr(self, name) for name in same}
-        return {**found, "ignore_classes": self.ignore_class, "strict": self.strict_data}
+        return {argument: getattr(self, name) for name, argument in OF_DATA.items()}
 
 
+# settings that `load_data` takes, and what they are called there
+OF_DATA = {
+    **{name: name for name in ("task", "val_split", "test_split", "split_file", "seed")},
+    **{"on_bad_image": "on_bad_image", "ignore_class": "ignore_classes", "strict_data": "strict"},
+}
 FIELDS: dict[str, FieldInfo] = FinetuneConfig.model_fields
 # may be others when a run is resumed: no weight depends on them, but for the last bits of those
 # that another machine computes, which is told; of photos, content and split are compared

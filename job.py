@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from . import __version__, cluster, console, files
-from .config import NOT_TRAINING, FinetuneConfig, to_toml
+from .config import NOT_TRAINING, OF_DATA, FinetuneConfig, to_toml
 from .data import Data, load_data
 from .data.load import is_name
 from .data.table import read_csv
@@ -68,19 +68,17 @@ def with_data(settings: dict[str, Any], data: Any) -> dict[str, Any]:
         return {**settings, "data": str(data)}
     if not isinstance(data, Data):
         return settings
-    late = [
-        name
-        for name in ("task", "val_split", "test_split", "split_file", "on_bad_image",
-                     "ignore_class", "strict_data")
-        if settings.get(name) is not None
-    ]  # fmt: skip
+    # the seed is that of the training, too
+    late = [name for name in OF_DATA if name != "seed" and settings.get(name) is not None]
     if late:
         raise UsageError(
             "usage.data",
             f"{late[0]}= comes too late for data that is loaded and split already",
             fix=f"load_data(..., {late[0]}=...), or give the path to both",
         )
-    return {**data.settings, **settings}
+    names = {argument: name for name, argument in OF_DATA.items()}
+    found = {names.get(argument, argument): value for argument, value in data.found.items()}
+    return {**found, **data.said, **settings}
 
 
 class Job:

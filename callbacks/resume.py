@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import ResumeError, UsageError
 from ..units import parse_seconds
 from ..workers import Together, Workers
-from .base import CUT, SIGNALLED, Resumable, check_built, sorted_out
+from .base import CUT, SIGNALLED, Resumable, check_built, inner, sorted_out
 from .checkpoint import KEEP, Checkpoint, Checkpoints, Group
 
 INTERVAL = 20.0  # seconds between two checkpoints of `every="auto"`, at least
@@ -338,7 +338,7 @@ class Resume(Resumable):
         for value in vars(self.model).values():
             several = value.values() if isinstance(value, Mapping) else value
             held += several if isinstance(value, Mapping | list | tuple) else [value]
-        known = (own, getattr(own, "inner_optimizer", None))
+        known = (own, inner(own))
         return [o for o in held if isinstance(o, keras.optimizers.Optimizer) and o not in known]
 
     def _variables(self, name: str) -> list[Any]:

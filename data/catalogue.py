@@ -30,7 +30,8 @@ class Data:
         flip: whether mirror images make sense; augmentation obeys it. Settable.
         root: the folder that keys are relative to, or None.
         teacher: what a teacher answers for the training photos, float32 like their labels, or None.
-        found: the settings of a run that finds the same by its path; empty for data from Python.
+        found: `data`, the path, and the arguments of `load_data` that find the same; empty for
+            data from Python, and where a run could not say them.
         fingerprint: SHA-256 over key, content hash, labels and split of every image.
     """
 
@@ -74,10 +75,9 @@ class Data:
         return f"<Data {self.name!r}: {self.task}, {len(self.classes)} classes, {sizes} images>"
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What a run must be told to use the same data in the same way."""
-        said = {} if self.flip == self._flip else {"flip": "on" if self.flip else "off"}
-        return self.found | said
+    def said(self) -> dict[str, Any]:
+        """What is said of the data since it was read, by the name of the setting."""
+        return {} if self.flip == self._flip else {"flip": "on" if self.flip else "off"}
 
     def settle_flip(self, said: str) -> None:
         """Let `on` or `off` say whether mirror images make sense; `auto` leaves it to the data."""

@@ -27,6 +27,9 @@ from .tfds_source import fetch_tfds, read_tfds
 
 TASKS = ("auto", "binary", "multiclass", "multilabel")
 
+MAX_BAD = 0.05  # the share of bad images that is let pass
+_SCANNED = (decode.MAX_PIXELS, MAX_BAD)  # as a run scans, which has no settings for them
+
 
 def load_data(
     source: Any,
@@ -40,7 +43,7 @@ def load_data(
     ignore_classes: Collection[str] = (),
     strict: bool = False,
     max_pixels: int = decode.MAX_PIXELS,
-    max_bad: float = 0.05,
+    max_bad: float = MAX_BAD,
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Data:
@@ -114,8 +117,7 @@ def load_data(
     except DataError as error:
         error.problems = found.problems
         raise
-    # what no setting of a run says cannot be read by one again
-    if isinstance(source, str | os.PathLike) and (max_pixels, max_bad) == (decode.MAX_PIXELS, 0.05):
+    if isinstance(source, str | os.PathLike) and (max_pixels, max_bad) == _SCANNED:
         named = isinstance(source, str) and is_name(source)
         data.found = {
             "data": source if named else str(Path(source).expanduser().absolute()),
@@ -123,8 +125,8 @@ def load_data(
             "val_split": val_split,
             "test_split": test_split,
             "on_bad_image": on_bad_image,
-            "ignore_class": list(ignore_classes),
-            "strict_data": strict,
+            "ignore_classes": list(ignore_classes),
+            "strict": strict,
         }
     return data
 

@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from ..errors import UsageError, nearest
+from .anatomy import fields
 from .blocks import PADDINGS, L, native_groups
 from .from_run import RUN
 from .graph import NORMALIZE, Built, layer_of
@@ -365,8 +366,6 @@ def _first_activation(image, feature_map):
     Where a network begins to compute at its last stride, it knows more of the parts of things
     and less of the classes of its training than where it ends.
     """
-    from .anatomy import fields
-
     model = keras.Model(image, feature_map)
     *before, last = model.layers
     strides = {name: found[1] for name, found in fields(model).items() if found}
