@@ -221,9 +221,11 @@ def _activations(
 def _fitted(job: Job, features: Mapping[str, Activations]) -> Fitted:
     """Return the head that `fast` would end with."""
     from .transfer.probe import fit
+    from .zoo import graph
 
     train, val = ((a, a.labels, a.weights) for a in (features["train"], features["val"]))
-    return fit(train, val, job.data.task, label_smoothing=job.plan.label_smoothing)
+    parts, smoothing = graph.joined(job.model), job.plan.label_smoothing
+    return fit(train, val, job.data.task, parts=parts, label_smoothing=smoothing)
 
 
 def compare(

@@ -570,6 +570,7 @@ class _Training:
                 (train, train.labels, train.weights),
                 (val, val.labels, val.weights),
                 self.data.task,
+                parts=graph.joined(self.model),
                 label_smoothing=self.plan.label_smoothing,
                 leave=self.leave_if_interrupted,
             )

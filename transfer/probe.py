@@ -8,7 +8,7 @@ to weak, each solution the start of the next, ended where the validation loss ri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,9 @@ LARGE = 1e9  # multiply-accumulates of one evaluation from which a second thread
 KEPT = 1 << 24  # features that stay in memory: 64 MB
 BLOCK = 1 << 20  # of more than those, so many at a time: 4 MB, what a processor has at hand
 CONSTANT = 1e-6  # a deviation smaller than this share of the mean is rounding
+# Channels that hardly move count for less than the others of their layer: made as large as those
+# by factors of thousands, the first photo on which one moves would be answered by it alone.
+STILL = 0.1
 
 Samples = tuple[Any, np.ndarray, np.ndarray]
 
@@ -52,6 +55,7 @@ def fit(
     val: Samples,
     task: str,
     *,
+    parts: Sequence[int] = (),
     label_smoothing: float = 0.0,
     penalties: tuple[float, ...] = PENALTIES,
     leave: Callable[[], None] = lambda: None,
@@ -63,12 +67,17 @@ def fit(
     mean 0 and deviation 1. Losses are told as Keras tells them: with label smoothing, without
     the penalty, averaged over labels.
 
+    Of `parts`, what deviates less than a tenth of the root mean square deviation in its part is
+    divided by that tenth instead.
+
     Args:
         train, val: features, labels `(n, k)` in 0..1 (soft ones too), weights `(n,)`. Features
             are an array `(n, d)` of any float type, or what gives one for each slice of rows, such
             as `Activations`. If they are many, the path is begun on as many as fit into memory,
             and ends on all of them, which are read block by block, each time anew.
         task: `binary` (k is 1), `multiclass` or `multilabel`.
+        parts: how many features each of the layers gives that they were taken from, in their
+            order; without them all features count alike, whatever their deviations.
         label_smoothing: share of each label spread over the others, 0..1.
         penalties: strong to weak.
         leave: called at each evaluation; may raise to give up.
@@ -78,7 +87,7 @@ def fit(
     """
     softmax = activation(task) == "softmax"
     (x, y, w), (val_x, val_y, val_w) = _checked(train), _checked(val)
-    mean, scale = x.standards()
+    mean, scale = x.standards(parts)
     for features in (x, val_x):
         features.standardise(mean, scale)
     y, val_y = (_smoothed(labels, softmax, label_smoothing) for labels in (y, val_y))
@@ -89,7 +98,13 @@ def fit(
     if many:
         few = _Every(train[0], x.times), train[1][:: x.times], train[2][:: x.times]
         found = fit(
-            few, val, task, label_smoothing=label_smoothing, penalties=penalties, leave=leave
+            few,
+            val,
+            task,
+            parts=parts,
+            label_smoothing=label_smoothing,
+            penalties=penalties,
+            leave=leave,
         )
         penalties = penalties[max(0, penalties.index(found.l2) - 1) :]
         np.divide(found.kernel, scale[:, None], out=theta[:-1], where=scale[:, None] > 0)
@@ -144,8 +159,12 @@ class _Features:
         for part in self._parts:
             yield part, self._read(part) if self._kept is None else self._kept
 
-    def standards(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and 1 / deviation, float32 `(d,)`; 0 in place of it for what is constant."""
+    def standards(self, parts: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and 1 / deviation, float32 `(d,)`; 0 in place of it for what is constant.
+
+        Args:
+            parts: see :func:`fit`.
+        """
         mean, square = np.zeros(self.width), np.zeros(self.width)
         for _, x in self:
             mean += x.sum(axis=0, dtype="float64") / self.size
@@ -156,6 +175,8 @@ class _Features:
                 square += np.einsum("nd,nd->d", rows, rows, dtype="float64")
         deviation = np.sqrt(square / self.size)
         constant = deviation <= CONSTANT * np.abs(mean)
+        for part in np.split(deviation, np.cumsum(parts)[:-1]) if parts else ():
+            np.maximum(part, STILL * np.sqrt(np.mean(part**2)), out=part)
         scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
         return mean, scale.astype("float32")
 

@@ -90,6 +90,14 @@ def features(model: keras.Model) -> Any:
     )
 
 
+def joined(model: keras.Model) -> list[int]:
+    """Return how many features each layer gives that the classifier's are taken from."""
+    found = features(model)
+    made_by = _operation(found)
+    parts = made_by.input if isinstance(made_by, keras.layers.Concatenate) else [found]
+    return [part.shape[-1] for part in parts]
+
+
 def cut(model: keras.Model, at: str) -> tuple[keras.Model, keras.Model]:
     """Split a model at a tap, or at `features`, into two that share its layers and variables.
 
@@ -163,7 +171,11 @@ def uses(model: keras.Model) -> list[tuple[Any, list[Any], list[Any]]]:
 
 def layer_of(tensor: Any) -> str:
     """Return the name of the layer that computes a symbolic tensor."""
-    return tensor._keras_history.operation.name  # private; Keras 3.0 to 3.15 have it
+    return _operation(tensor).name
+
+
+def _operation(tensor: Any) -> keras.Operation:
+    return tensor._keras_history.operation  # private; Keras 3.0 to 3.15 have it
 
 
 def sources(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

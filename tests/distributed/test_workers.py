@@ -110,10 +110,10 @@ def test_dropout_is_of_another_draw_and_learns_as_well(tmp_path):
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], abs=0.35)
 
 
-@pytest.mark.parametrize(("victim", "then"), [(1, 2), (0, 1), (1, 3)])
+@pytest.mark.parametrize(("victim", "then"), [(0, 1), (1, 3)])
 @long
 def test_fault_38_t8_a_lost_worker(alone, tmp_path, seen, victim, then):
-    """The others end within a minute; all, fewer or more go on to the same end."""
+    """The others end within a minute; fewer or more go on to the same end."""
     dying = {victim: [partial(nursery.at_step, 15)]}  # the last checkpoint was after step 13
     began = time.monotonic()
     codes = together(tmp_path / "a", 2, dying, **STEADY)

@@ -149,11 +149,11 @@ def test_fault_29_t2_killed_and_what_was_computed_of_the_photos_cleared(tmp_path
     """What frozen layers gave is computed again, and answers do not tell whether it is there."""
     settings = {"backbone": "steady", "stages": "all:1,C4:2,head:2"}
     whole = until_done(tmp_path / "whole", home=tmp_path / "home", **settings)
+    out, home = tmp_path / "cut", tmp_path / "cleared"
     for point in ("before the last stage", "saving the model"):
-        out, home = tmp_path / point, tmp_path / "cleared"
         assert run(out, POINTS[point], home=home, **settings) == -signal.SIGKILL, nursery.said(out)
         shutil.rmtree(home)
-        assert until_done(out, home=home, **settings) == whole
+    assert until_done(out, home=home, **settings) == whole
 
 
 @long
@@ -176,7 +176,7 @@ def test_fault_29_t2b_storm(whole, tmp_path, seed):
     """Killed every few steps until it is done; never more than a few checkpoints lie about."""
     rng = random.Random(seed)
     for _ in range(STEPS):
-        code = run(tmp_path, partial(nursery.at_step, rng.randint(2, 25)))
+        code = run(tmp_path, partial(nursery.at_step, rng.randint(2, 30)))
         left = list((tmp_path / "run" / "ckpt").glob("step-*"))
         assert len(left) <= 3
         if code == 0:
@@ -303,14 +303,15 @@ def test_fault_28_t7_a_signal_in_validation_loses_no_step(whole, tmp_path):
 @long
 def test_t8_pain_34_two_replicas_go_on_as_well(tmp_path):
     """On two devices sums are added in an order of their own: equal to a tolerance."""
+    settings = {"strategy": "mirrored", "stages": "all:3"}
     results = []
-    for out, deaths in ((tmp_path / "a", ()), (tmp_path / "b", (13, 5))):
+    for out, deaths in ((tmp_path / "a", ()), (tmp_path / "b", (8, 5))):
         for step in deaths:
             dying = [nursery.two_replicas, partial(nursery.at_step, step)]
-            assert run(out, *dying, strategy="mirrored") == -signal.SIGKILL, nursery.said(out)
-        assert run(out, nursery.two_replicas, strategy="mirrored") == 0, nursery.said(out)
+            assert run(out, *dying, **settings) == -signal.SIGKILL, nursery.said(out)
+        assert run(out, nursery.two_replicas, **settings) == 0, nursery.said(out)
         results.append(nursery.figures(out))
     whole, resumed = results
-    assert len(whole) == len(resumed) == 6
+    assert len(whole) == len(resumed) == 3
     for one, other in zip(whole, resumed, strict=True):
         assert one == pytest.approx(other, abs=1e-5)

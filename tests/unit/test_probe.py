@@ -43,6 +43,20 @@ def test_the_minimum_is_that_of_scikit_learn(task):
     assert found.l2 == l2 and not found.kernel[5].any()
 
 
+def test_what_hardly_moves_is_not_blown_up():
+    """Such a feature counts for less than others of its part; parts may have scales of their own."""
+    x, y, w = samples()
+    x = np.concatenate([(x - x.mean(0)) / (x.std(0) + 1e-9), 1e-3 * x[:, :1]], axis=1)
+    x[:, 0] *= 1e-6
+    labelled = (x, y, w)
+    alike, known = (
+        probe.fit(labelled, labelled, "multiclass", parts=parts, penalties=(1e-2,)).kernel
+        for parts in ((), (WIDTH, 1))
+    )
+    assert np.abs(alike[0]).max() > 1e4 > 10 > np.abs(known[:WIDTH]).max()
+    assert np.abs(known[WIDTH]).max() > 0.9 * np.abs(alike[WIDTH]).max() > 100
+
+
 class Rows:
     """Features that are given by slices of rows, and tell how many were asked for at a time."""
 

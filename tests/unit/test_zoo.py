@@ -166,11 +166,11 @@ def test_pooled_taps_are_joined():
     x = rw.noise(32, 32)[None]
     joined, *maps = features(x, training=False)
     expected = np.concatenate([np.mean(m, (1, 2)) for m in maps[-2:]], -1)
-    assert joined.shape == (1, 256 + 512)
+    assert joined.shape == (1, 256 + 512) and graph.joined(model) == [256, 512]
     assert np.abs(joined - expected).max() < 1e-4 * np.abs(expected).max()
     assert graph.built(model).create["taps"] == ["C4", "C5"]
     one = zoo.create_model("resnet18", pool="avg", taps=("C4", "C4"), **SMALL)
-    assert graph.built(one).create["taps"] == ["C4"]
+    assert graph.built(one).create["taps"] == ["C4"] and graph.joined(one) == [256]
 
 
 @pytest.mark.parametrize(
