@@ -24,11 +24,11 @@ _PUBLIC = {
     "Plan": "transfer.plan",
     "Stage": "transfer.plan",
     "Classifier": "transfer.classifier",
-    "ensemble": "run",
-    "finetune": "run",
+    "ensemble": "training",
+    "finetune": "training",
     "Run": "run",
     "load_run": "run",
-    "resume": "run",
+    "resume": "training",
     "lr_find": "explore",
     "compare": "explore",
     "DlzooError": "errors",
@@ -64,7 +64,8 @@ if TYPE_CHECKING:  # what the two tables above say, for editors and type checker
     from .data import load_data
     from .errors import DlzooError
     from .explore import compare, lr_find
-    from .run import Run, ensemble, finetune, load_run, resume
+    from .run import Run, load_run
+    from .training import ensemble, finetune, resume
     from .transfer.classifier import Classifier
     from .transfer.plan import Plan, Stage
     from .zoo import create_model, info, list_models

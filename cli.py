@@ -91,12 +91,12 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
         for key, origin in found.origin.items():
             if origin != "default":
                 console.say(f"{key} = {getattr(config, key)}  from {origin}")
-    from . import run as library
+    from . import training
 
     if config.dry_run:
-        _rehearsed(library.finetune(config.backbone, config.data, config=config), as_json)
+        _rehearsed(training.finetune(config.backbone, config.data, config=config), as_json)
         return
-    _finished(lambda: library.finetune(config.backbone, config.data, config=config), as_json)
+    _finished(lambda: training.finetune(config.backbone, config.data, config=config), as_json)
 
 
 @cli.command()
@@ -108,11 +108,11 @@ def finetune(config_file: str | None, sets: tuple[str, ...], as_json: bool, **fl
 @click.option("--strategy", metavar="STRATEGY", help="Another one: see finetune.")
 def resume(run: str, as_json: bool, **changed: Any) -> None:
     """Go on with a run that was interrupted or killed."""
-    from . import run as library
+    from . import training
 
     console.setup(quiet=changed["quiet"], log_format=changed["log_format"] or "text")
     given = {key: value for key, value in changed.items() if value is not None}
-    _finished(lambda: library.resume(run, **given), as_json)
+    _finished(lambda: training.resume(run, **given), as_json)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -344,10 +344,10 @@ def report(run: str, show: bool, code: str | None) -> None:
 @json_option
 def ensemble(runs: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     """Make one model of several finished runs; it is a run like any other."""
-    from . import run as library
+    from . import training
 
     console.setup(quiet=asked["quiet"])
-    _finished(lambda: library.ensemble(*runs, **asked), as_json)
+    _finished(lambda: training.ensemble(*runs, **asked), as_json)
 
 
 @cli.command("lr-find", cls=StageSettings)

@@ -151,7 +151,7 @@ def test_pain_39_optional_packages_are_optional():
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({hidden}))\n"
         "from dlzoo.cli import main\n"
-        "import dlzoo.export, dlzoo.explore, dlzoo.job, dlzoo.run\n"
+        "import dlzoo.export, dlzoo.explore, dlzoo.job, dlzoo.training\n"
         "main(['doctor'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)

@@ -160,7 +160,7 @@ def _child(out: Path, job, prepare, settings: dict, home: Path, env: dict) -> No
 def server():
     """Return a fork server that has imported everything and used nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nursery", "dlzoo.run", "dlzoo.transfer.fit",
+    context.set_forkserver_preload(["nursery", "dlzoo.training", "dlzoo.transfer.fit",
                                     "dlzoo.report.plots", "dlzoo.transfer.classifier"])  # fmt: skip
     return context
 
@@ -306,7 +306,7 @@ def in_cache(method: str, n: int) -> None:
 
 def in_finish(where: str, n: int = 1, after: bool = False) -> None:
     """Die in what comes before training or after it."""
-    from dlzoo import export, run
+    from dlzoo import export, training
     from dlzoo.report import metrics, plots, predictions
     from dlzoo.rundir import RunDir
     from dlzoo.transfer import combine, distil
@@ -320,7 +320,7 @@ def in_finish(where: str, n: int = 1, after: bool = False) -> None:
         "predictions": (predictions, "write"),
         "plots": (plots, "curves"),
         "export": (export, "export"),
-        "report": (run, "_report"),
+        "report": (training, "_report"),
         "finished": (RunDir, "__exit__"),
     }[where]
     nth_call(owner, name, n, after=after)

@@ -64,8 +64,8 @@ class FakeRun:
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """Put a fake in the place of `dlzoo.run`; `calls` are the configurations it was given."""
-    module = types.ModuleType("dlzoo.run")
+    """Put a fake in the place of what makes and loads runs; `calls` are the settings it got."""
+    module = types.ModuleType("dlzoo.training")
     module.calls, module.run = [], FakeRun()
 
     def finetune(backbone, data, *, config):
@@ -73,8 +73,9 @@ def run_module(monkeypatch):
         return module.run
 
     module.finetune, module.load_run = finetune, lambda path: module.run
-    monkeypatch.setitem(sys.modules, "dlzoo.run", module)
-    monkeypatch.setattr(dlzoo, "run", module, raising=False)
+    for name in ("run", "training"):
+        monkeypatch.setitem(sys.modules, f"dlzoo.{name}", module)
+        monkeypatch.setattr(dlzoo, name, module, raising=False)
     return module
 
 

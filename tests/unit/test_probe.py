@@ -44,7 +44,7 @@ def test_the_minimum_is_that_of_scikit_learn(task):
 
 
 def test_what_hardly_moves_is_not_blown_up():
-    """Such a feature counts for less than others of its part; parts may have scales of their own."""
+    """Such a feature counts for less than others of its part; parts have scales of their own."""
     x, y, w = samples()
     x = np.concatenate([(x - x.mean(0)) / (x.std(0) + 1e-9), 1e-3 * x[:, :1]], axis=1)
     x[:, 0] *= 1e-6
