@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__, answers, console
+from . import __version__, answers, console, units
 from .errors import DataError, GateError, ResourceError, UsageError
 from .guard import COMPLETE, PROGRAM, run_command
 from .options import (
@@ -178,11 +178,7 @@ def evaluate(
     if as_json:
         console.out_json(metrics)
     else:
-        low, high = metrics["accuracy_ci"]
-        console.out(
-            f"accuracy {metrics['accuracy']:.1%} ({metrics['correct']}/{metrics['n']}, "
-            f"95 % CI {100 * low:.1f}-{100 * high:.1f})  macro-F1 {metrics['macro_f1']:.1%}"
-        )
+        console.out(f"accuracy {units.accuracy(metrics)}  macro-F1 {metrics['macro_f1']:.1%}")
     if fail_under is not None and metrics["accuracy"] < fail_under:
         raise GateError(
             "gate.fail-under", f"accuracy {metrics['accuracy']:.4f} < {fail_under}", where=run
@@ -288,12 +284,12 @@ def serve(
     """
     from .serve import Limits, check_packages
     from .serve import serve as answer
-    from .units import parse_bytes, parse_seconds
 
     check_packages()  # before TensorFlow is loaded
     console.setup(quiet=quiet)
     try:
-        limits = Limits(parse_bytes(max_body), parse_seconds(timeout), int(max_pixels), queue)
+        body, seconds = units.parse_bytes(max_body), units.parse_seconds(timeout)
+        limits = Limits(body, seconds, int(max_pixels), queue)
     except ValueError as error:
         raise UsageError("usage", str(error), fix="--max-body 20M --timeout 30s") from None
     answer(run, host=host, port=port, name=name, limits=limits, ready=console.out, say=console.say)
@@ -571,10 +567,9 @@ def list_cache(as_json: bool) -> None:
 def clear(down_to: str | None) -> None:
     """Remove it; what a run is writing just now stays."""
     from .transfer import shelf
-    from .units import parse_bytes
 
     try:
-        left = 0 if down_to is None else parse_bytes(down_to)
+        left = 0 if down_to is None else units.parse_bytes(down_to)
     except ValueError as error:
         raise UsageError("usage.size", str(error), where="--down-to", fix="5G, 500M") from None
     console.out(f"{shelf.clear(left) / 1e9:.2f} GB removed")

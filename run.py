@@ -19,7 +19,7 @@ from .data import Data, load_data
 from .data.folder import existing
 from .errors import DataError, DlzooError, UsageError
 from .rundir import RunDir, read_values
-from .units import clock
+from .units import accuracy, clock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,11 +76,7 @@ class Run:
             found = self.metrics
             for split in ("test", "val"):
                 if figures := found[split]:
-                    low, high = figures["accuracy_ci"]
-                    rows[f"{split} accuracy"] = (
-                        f"{figures['accuracy']:.1%} ({figures['correct']}/{figures['n']}, "
-                        f"95 % CI {100 * low:.1f}-{100 * high:.1f})"
-                    )
+                    rows[f"{split} accuracy"] = accuracy(figures)
                     rows[f"{split} macro-F1"] = f"{figures['macro_f1']:.1%}"
             rows["time"] = f"{clock(found['seconds'])}, {found['epochs']} epochs"
         if self.page.is_file():
@@ -534,11 +530,8 @@ class Run:
         test, lines = found["test"], []
         took = clock(found["seconds"])
         if test:
-            low, high = test["accuracy_ci"]
             lines.append(
-                f"DONE  test accuracy {test['accuracy']:.1%} ({test['correct']}/{test['n']}, "
-                f"95 % CI {100 * low:.1f}-{100 * high:.1f})  macro-F1 {test['macro_f1']:.1%}  "
-                f"{took}"
+                f"DONE  test accuracy {accuracy(test)}  macro-F1 {test['macro_f1']:.1%}  {took}"
             )
         else:
             lines.append(f"DONE  no test photos  {took}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import files
+from .. import files, units
 from .metrics import wilson
 
 if TYPE_CHECKING:
@@ -102,12 +102,7 @@ def confusion(metrics: Mapping[str, Any], path: Path | str) -> None:
     axis.set_yticks(ticks, names[::step], fontsize=size)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    low, high = metrics["accuracy_ci"]
-    axis.set_title(
-        f"accuracy {metrics['accuracy'] * 100:.1f} % ({metrics['correct']:,}/{metrics['n']:,}, "
-        f"95 % CI {low * 100:.1f}-{high * 100:.1f})",
-        fontsize=11,
-    )
+    axis.set_title(f"accuracy {units.accuracy(metrics)}", fontsize=11)
     if k <= 30:
         widest = max(len(str(counts.max())), 2)
         inner = min(10.0, side * 0.72 / k * 72 / (0.75 * widest))
