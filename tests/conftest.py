@@ -12,6 +12,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,6 +25,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `golden` and `known_gaps`
 
 from dlzoo.errors import DlzooError
 from known_gaps import KNOWN_GAPS
+
+# The same examples each time, however long a busy machine takes for one.
+hypothesis.settings.register_profile(
+    "same",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("same")
 
 MUCH, MORE = 3 << 30, 1 << 30  # bytes
 

@@ -89,7 +89,7 @@ def test_files_changed_at_random_are_read_or_refused(tmp_path, read, reader, cas
     small = [c for n, c in made.items() if len(c) < 1 << 14 and not n.startswith("bomb")]
     assert small
 
-    @settings(max_examples=cases, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=cases)
     @given(st.integers(0, 2**32))
     def check(seed):
         chance = random.Random(seed)

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from rows import VARIED, rows
 
 SLOW = {"convnext_tiny", "shufflenet_v2_x0_5"}  # to build: three times here
-few = settings(deadline=None, derandomize=True, database=None)
 
 
-@settings(few, max_examples=12)
+@settings(max_examples=12)
 @given(st.data())
 @pytest.mark.parametrize("name", ["mlp", "lenet5"])
 def test_any_legal_shape_builds(name, data):
@@ -34,7 +33,7 @@ def test_any_legal_shape_builds(name, data):
     assert sum(map(len, graph.groups(model).values())) == len(model.layers)
 
 
-@settings(few, max_examples=3)
+@settings(max_examples=3)
 @given(
     height=st.integers(32, 200),
     width=st.integers(32, 200),
@@ -52,7 +51,7 @@ def test_any_legal_shape_builds_a_convnet(name, height, width, in_chans, classes
         assert tensor.shape[1:3] == (-(-height // stride), -(-width // stride)), tap
 
 
-@settings(few, max_examples=3)
+@settings(max_examples=3)
 @given(st.data())
 @pytest.mark.parametrize("name", rows(zoo.list_models(), VARIED - SLOW))
 def test_any_legal_shape_answers(name, data):
@@ -68,7 +67,7 @@ def test_any_legal_shape_answers(name, data):
     assert sum(map(len, graph.groups(model).values())) == len(model.layers)
 
 
-@settings(few, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_size_below_the_least_is_refused(data):
     name = data.draw(st.sampled_from([n for n in zoo.list_models(max_params=1e7) if n != "mlp"]))

@@ -352,7 +352,7 @@ def test_a_file_cut_or_changed_anywhere_is_read_or_refused(tmp_path, form):
             path.write_bytes(raw[:end])
             checkpoints.read_torch(path)
 
-    @settings(max_examples=100, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=100)
     @given(st.integers(0, len(raw)), st.integers(0, 8), st.binary(max_size=8))
     def change(start, length, new):
         check(raw[:start] + new + raw[start + length :])

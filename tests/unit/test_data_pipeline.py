@@ -46,7 +46,7 @@ def equal(first, second):
             np.testing.assert_array_equal(a, b)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(n=st.integers(1, 200), seed=st.integers(-(2**63), 2**63), epoch=st.integers(0, 10**6))
 def test_permutation(n, seed, epoch):
     order = permutation(n, seed, epoch)

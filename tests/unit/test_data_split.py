@@ -17,7 +17,7 @@ def groups_of(sizes):
     return {f"{k}-{i}": (f"class{k}",) for k, n in enumerate(sizes) for i in range(n)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=sizes, seed=st.integers(0, 2**32), rng=st.randoms(use_true_random=False))
 def test_pain_07_complete_stratified_and_independent_of_order(sizes, seed, rng):
     groups = groups_of(sizes)
@@ -32,7 +32,7 @@ def test_pain_07_complete_stratified_and_independent_of_order(sizes, seed, rng):
     assert assign(dict(listed), SHARES, seed) == assigned
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     labels=st.lists(st.frozensets(st.sampled_from("abcde")), min_size=12, max_size=60),
     seed=st.integers(0, 99),
