@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import tempfile
 import time
-import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -16,18 +13,16 @@ from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from . import __version__, cluster, console, files
-from .config import NOT_TRAINING, OF_DATA, FinetuneConfig, to_toml
+from . import __version__, cluster, console, files, resuming
+from .config import OF_DATA, FinetuneConfig, to_toml
 from .data import Data, load_data
 from .data.load import is_name
 from .data.table import read_csv
 from .errors import (
     DataError,
-    DlzooError,
     ExportError,
     Interrupted,
     ResourceError,
-    ResumeError,
     UsageError,
 )
 from .machine import changes, environment
@@ -295,73 +290,17 @@ class Job:
 
     def to_resume(self, stem: str) -> RunDir | None:
         """Return the run to go on with: the named one, else the newest that is the same job."""
-        out, name = Path(self.config.out), self.config.name
-        if name:
-            if not (out / name / "run.json").is_file():
-                return None
-            directory = RunDir.open(out / name)
-            if directory.begun:
-                self.check_same(directory)
-            return directory
-        found = sorted(out.glob(f"{stem}-*/run.json"), key=lambda p: p.stat().st_mtime)
-        for path in reversed(found):
-            directory = RunDir.open(path.parent)
-            if not directory.begun:
-                continue
-            try:
-                self.check_same(directory)
-            except (DlzooError, OSError):
-                continue
-            return directory
-        return None
-
-    def check_same(self, directory: RunDir) -> None:
-        """Refuse to go on under other settings or with other photos."""
-        changed = self.changed_settings(directory)
-        if told := [f"{key} {was}" for key, was in changed.items() if key not in NOT_TRAINING]:
-            raise ResumeError(
-                "resume.config-changed",
-                ", ".join(told),
-                where=directory.config,
-                fix="resume with the settings of the run, or give another --name",
-            )
-        if directory.read().get("data") != self.data.fingerprint:
-            came, went = self.changed_rows(directory)
-            raise ResumeError(
-                "resume.data-changed",
-                f"+{came} -{went}: the photos, labels or split are not those of the run",
-                where=directory.manifest,
-                fix="bring the photos back, or start a new run with another --name",
-            )
+        return resuming.find(self.config, self.data, stem)
 
     def note_late(self, directory: RunDir) -> None:
         """Say which settings come too late for a run that is finished."""
-        if late := sorted({"average", "tta"} & self.changed_settings(directory).keys()):
+        if late := sorted(
+            {"average", "tta"} & resuming.changed_settings(self.config, directory).keys()
+        ):
             console.say(
                 f"it keeps its own {' and '.join(late)}; another run of it: "
                 f"dlzoo ensemble {shlex.quote(str(directory.path))} --tta on"
             )
-
-    def changed_settings(self, directory: RunDir) -> dict[str, str]:
-        """Return the settings that are others than a run's, sorted, each with `OLD -> NEW`."""
-        old, new = read_values(directory.config), tomllib.loads(to_toml(self.config))
-        return {
-            key: f"{old.get(key)} -> {new.get(key)}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        }
-
-    def changed_rows(self, directory: RunDir) -> tuple[int, int]:
-        """Return how many photos came to those of a run, and how many went; one that changed is
-        both.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.data.write_manifest(now := Path(folder) / "now.csv")
-            before, after = (
-                Counter(tuple(row.values()) for row in read_csv(path, (), "run.damaged"))
-                for path in (directory.manifest, now)
-            )
-        return (after - before).total(), (before - after).total()
 
     def note_resumed(self, directory: RunDir) -> None:
         """Record that a run goes on, and whether it can still be the same to the last bit."""

@@ -430,6 +430,7 @@ def test_the_time_of_a_run_is_told_as_in_its_report(seconds, told, tmp_path):
 
 
 def test_a_manifest_may_name_photos_in_no_unicode(photos, tmp_path):
+    from dlzoo import resuming
     from dlzoo.config import FinetuneConfig
     from dlzoo.job import Job
 
@@ -437,7 +438,7 @@ def test_a_manifest_may_name_photos_in_no_unicode(photos, tmp_path):
     job.data = load_data(photos)
     job.data.records("train")[0].key = os.fsdecode(b"caf\xe9.jpg")
     job.data.write_manifest(directory.manifest)
-    assert job.changed_rows(directory) == (0, 0)
+    assert resuming.changed_rows(job.data, directory) == (0, 0)
     job.tell_of_photos_seen(directory)
 
 
