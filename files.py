@@ -15,17 +15,17 @@ from typing import IO, Any
 def home() -> Path:
     """Return the cache directory, created: `DLZOO_HOME`, else `~/.cache/dlzoo`.
 
-    Where neither can be written (a read-only home), a per-user directory below the system's
-    temporary folder is used, so that nothing but speed is lost.
+    Where neither can be written (a read-only home, or a user without one), a per-user directory
+    below the system's temporary folder is used, so that nothing but speed is lost.
     """
     wanted = os.environ.get("DLZOO_HOME")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(wanted).expanduser() if wanted else Path(base) / "dlzoo"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
+        path = Path(wanted or Path(base, "dlzoo")).expanduser()
         path.mkdir(parents=True, exist_ok=True)
         if os.access(path, os.W_OK):
             return path
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: nobody knows what ~ is
         pass
     uid = os.getuid() if hasattr(os, "getuid") else 0
     path = Path(tempfile.gettempdir()) / f"dlzoo-{uid}"

@@ -9,6 +9,7 @@ from importlib import util
 from pathlib import Path
 
 import pytest
+from dlzoo import files
 from dlzoo.rundir import RunDir
 
 COMMAND = [sys.executable, "-m", "dlzoo"]
@@ -178,6 +179,23 @@ def test_fault_42_a_home_that_cannot_be_written(tmp_path):
     done = dlzoo("info", "vgg16", "--brief", **nowhere)
     assert (done.returncode, done.stderr) == (0, "")
     assert [entry.startswith("dlzoo-") for entry in os.listdir(tmp_path)] == [True]
+
+
+def test_a_user_without_a_home_gets_no_folder_called_tilde(tmp_path, monkeypatch):
+    """Such as a number that a container is started with, and that its passwd does not know."""
+
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    for name in ("HOME", "XDG_CACHE_HOME", "DLZOO_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert files.home().parent == tmp_path
+    monkeypatch.setenv("DLZOO_HOME", "~/mine")
+    assert files.home().parent == tmp_path
+    assert [entry.startswith("dlzoo-") for entry in os.listdir()] == [True]
 
 
 def test_fault_42_tensorflow_does_not_chatter_and_stderr_is_there_afterwards():
