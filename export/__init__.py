@@ -81,7 +81,7 @@ def export(
 ) -> dict[str, Any]:
     """Write the classifier in one format and check it on real images.
 
-    It appears at `path` as a whole, after it passed. Beside it land `<path>.json` (classes,
+    It appears at `path` as a whole, after it passed. Beside it have landed `<path>.json` (classes,
     size, preprocessing, task, versions; the same is inside the artefact), `use_<format>.py` (a
     program that uses it; one that is there stays) and parity.json (figures of all artefacts
     of the directory). A mixed-precision classifier is rebuilt in float32, and that one is
@@ -140,16 +140,17 @@ def export(
             "bytes": _size(temporary),
             "path": str(final),
         }
-        _move(temporary, final)
+        _record(path, final.name, figures)
+        if passed:
+            files.write_json(path.with_name(f"{path.name}.json"), about)
+            program = path.with_name(f"use_{format}.py")
+            if not program.exists():  # or the user's changes would be lost
+                files.write_text(program, kind.snippet)
+        _move(temporary, final)  # last: what is there lacks nothing, whenever this was killed
     finally:
         _remove(temporary)
-    _record(path, final.name, figures)
     if not passed:
         raise parity.rejected(figures, final)
-    files.write_json(path.with_name(f"{path.name}.json"), about)
-    program = path.with_name(f"use_{format}.py")
-    if not program.exists():  # or the user's changes would be lost
-        files.write_text(program, kind.snippet)
     return figures
 
 

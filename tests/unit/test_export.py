@@ -3,12 +3,14 @@
 import functools
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
 import zipfile
 import zlib
 from importlib import util
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -544,6 +546,27 @@ def test_a_file_that_answers_differently_is_rejected(classifier, images, tmp_pat
     export.export(classifier, tmp_path / "m.tflite", "tflite", images=images)
     known = json.loads((tmp_path / "parity.json").read_text("utf-8"))
     assert known["m.tflite"]["passed"] and (tmp_path / "m.tflite.rejected").exists()
+
+
+def test_what_is_there_of_a_killed_export_lacks_nothing(classifier, images, tmp_path, monkeypatch):
+    """For a run that goes on takes what is there as done."""
+    complete = {"m.keras", "m.keras.json", "use_keras.py", "parity.json"}
+    replace, rename, seen = os.replace, Path.rename, []
+
+    def looking(done):
+        def replaced(*args):
+            found = done(*args)
+            there = {p.name for p in tmp_path.iterdir()}
+            seen.append("m.keras" not in there or there >= complete)
+            return found
+
+        return replaced
+
+    monkeypatch.setattr(os, "replace", looking(replace))
+    monkeypatch.setattr(Path, "rename", looking(rename))
+    export.export(classifier, tmp_path / "m.keras", "keras", images=images)
+    assert len(seen) >= 4 and all(seen)
+    assert {p.name for p in tmp_path.iterdir()} == complete
 
 
 def test_a_format_that_is_not_there(classifier, images, tmp_path):
