@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -110,6 +109,8 @@ class Job:
             begun = self.to_resume(stem) if resumes else None
             if found := workers.agree(_finished(begun)):
                 directory = RunDir(found)
+                if workers.chief:  # where it was killed between being finished and this
+                    directory.let_checkpoints_go()
                 console.say(f"nothing to resume: {found} is finished ({_epochs(directory)})")
                 self.note_late(directory)
                 return directory
@@ -145,7 +146,7 @@ class Job:
             except ExportError as error:
                 refused = error
         # not before the run counts as finished: until then it may have to be resumed
-        shutil.rmtree(directory.checkpoints, ignore_errors=True)
+        directory.let_checkpoints_go()
         self.workers.part()
         if refused:
             raise refused

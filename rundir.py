@@ -171,6 +171,10 @@ class RunDir:
         """Set fields of `run.json`; the file is replaced as a whole."""
         files.write_json(self.json, {**self.read(), **fields})
 
+    def let_checkpoints_go(self) -> None:
+        """Remove the checkpoints, of a run that is finished."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def __enter__(self) -> RunDir:
         import filelock
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -228,3 +229,12 @@ def test_fault_37_a_finished_run_is_left_as_it_is(tmp_path, interrupted, capsys,
     assert "(4/4 epochs)" in said
     seen(next(x for x in said.splitlines() if x.startswith("nothing to resume")))
     assert files(tmp_path / "run") == before
+
+
+def test_a_run_killed_after_it_was_finished_loses_its_checkpoints(tmp_path, interrupted):
+    """Which go last; the next call, that finds it finished, takes them away."""
+    kept = shutil.copytree(tmp_path / "run" / "ckpt", tmp_path / "ckpt")
+    finetune(**interrupted, resume="auto")
+    shutil.copytree(kept, tmp_path / "run" / "ckpt")
+    finetune(**interrupted, resume="auto")
+    assert not (tmp_path / "run" / "ckpt").exists()
