@@ -38,7 +38,7 @@ class RunDir:
 
     Used as a context manager it holds the run's lock, and `run.json` tells how the block
     ended: `finished`, `failed` (with `crash.txt` for what is not a :class:`DlzooError`) or
-    `interrupted`.
+    `interrupted`. One that is finished is not begun again: `run.finished`.
 
     Attributes:
         path: the directory; the others are the files and folders inside it.
@@ -190,6 +190,14 @@ class RunDir:
             ) from None
         except OSError as error:
             raise _no_permission(self.path, error.strerror or str(error)) from None
+        if self.read()["status"] == "finished":
+            lock.release()
+            raise ResourceError(
+                "run.finished",
+                "another process has finished it since this one looked",
+                where=self.path,
+                fix="nothing is left to do",
+            )
         self._lock = lock
         for stale in [p for p in self.path.rglob(".*") if ".part" in p.name]:  # of one killed
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from dlzoo import finetune, load_data, load_run, resume
+from dlzoo.job import Job
 from photos import coloured, folder
 
 SMALL = {
@@ -238,3 +239,21 @@ def test_a_run_killed_after_it_was_finished_loses_its_checkpoints(tmp_path, inte
     shutil.copytree(kept, tmp_path / "run" / "ckpt")
     finetune(**interrupted, resume="auto")
     assert not (tmp_path / "run" / "ckpt").exists()
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_not_trained_anew(
+    tmp_path, interrupted, monkeypatch, raises
+):
+    """Between the look at it and the lock lie seconds, in which the network is built."""
+    build, before = Job.build, {}
+
+    def slow(self, begun):
+        build(self, begun)
+        monkeypatch.undo()
+        finetune(**interrupted, resume="auto")  # the other process
+        before.update(files(tmp_path / "run"))
+
+    monkeypatch.setattr(Job, "build", slow)
+    with raises("run.finished", 5):
+        finetune(**interrupted, resume="auto")
+    assert files(tmp_path / "run") == before
