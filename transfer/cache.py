@@ -194,7 +194,8 @@ class Frozen:
             work, and what it gave alone: the bits are the same whatever has been cleared.
         hold: the images of a pass will be wanted again.
         workers: the processes that compute what lacks together; each then has all of it.
-        leave: called with the number of images after each batch; raises to give up.
+        leave: called with the number of images after each batch, and with none while another
+            process is waited for; raises to give up.
         say: told who is being waited for.
         bar: gives, for a label, a context in which (done, total) images are shown.
 
@@ -227,6 +228,7 @@ class Frozen:
         self._digests: dict[str, str] = {}
         self._shelves: dict[Path, Shelf] = {}
         self._engines: dict[Any, Engine] = {}
+        self._waits = False  # which is said
 
     def bottom(self, place: str) -> keras.Model:
         """Return the model up to a place: a tap or `features`."""
@@ -353,6 +355,7 @@ class Frozen:
         with ExitStack() as held:
             for shelf in sorted(shelves.values(), key=lambda s: s.folder):  # one order for all
                 if self._writes and not shelf.holds(ids).all():
+                    self._waits = False
                     held.enter_context(shelf.writing(self._waiting))
             self.workers.every(None)  # those that write have their locks
             # what was waited for may be there now
@@ -440,7 +443,11 @@ class Frozen:
         return self._engines[key]
 
     def _waiting(self) -> None:
-        self.say("waiting for another process that computes the same activations")
+        if not self._waits:
+            self._waits = True
+            self.say("waiting for another process that computes the same activations")
+        if self.workers.count == 1:  # several leave together, and the others cannot be asked now
+            self.leave(0)
 
 
 def deepest(frozen: Frozen, split: str) -> str | None:

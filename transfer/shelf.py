@@ -95,14 +95,17 @@ class Shelf:
 
     @contextmanager
     def writing(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold the lock of the shelf; `waiting` is called if another process has it."""
+        """Hold the lock of the shelf; `waiting` is called every second that another process has
+        it, and may raise to give up.
+        """
         root().mkdir(parents=True, exist_ok=True)
-        lock = _lock(self.folder)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            waiting()
-            lock.acquire()
+        lock, seconds = _lock(self.folder), 0
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=seconds)
+            except filelock.Timeout:
+                waiting()
+                seconds = 1
         try:
             self.folder.mkdir(exist_ok=True)  # now that no other process can be clearing it
             for stale in self.folder.glob(".*.part"):  # of a writer that was killed

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,6 +243,24 @@ def test_two_processes_share_one_pass(model, data, home):
     assert child.exitcode == 0
     assert n == 0
     assert "waiting for another process" in said[0]
+
+
+def test_a_process_that_waits_for_another_can_leave(model, data):
+    """A signal is heard there: the other one may compute for hours."""
+    said, other = [], ExitStack()
+
+    def say(line):
+        said.append(line)
+        other.close()  # or the test would wait for ever where nobody can leave
+
+    def leave(images):
+        if not images:
+            raise KeyboardInterrupt
+
+    with other, pytest.raises(KeyboardInterrupt):
+        other.enter_context(make(model, data).shelf("C5", 0).writing(lambda: None))
+        computed(make(model, data, say=say, leave=leave), ["C5"], "train")
+    assert len(said) == 1
 
 
 def test_the_shelf_not_used_for_longest_goes_first(model, data, home, monkeypatch):
