@@ -23,6 +23,7 @@ from .checkpoint import KEEP, Checkpoint, Checkpoints, Group
 
 INTERVAL = 20.0  # seconds between two checkpoints of `every="auto"`, at least
 SHARE = 0.02  # of the time that they may take
+ENDED = (sys.maxsize, 0)  # epoch and batch where nothing is left to do
 GROUPS = ("still", "model", "optimizer", "metrics")
 # Keras' own that begin anew in each `fit`, and what does the same here and is saved
 STATEFUL = {
@@ -48,6 +49,7 @@ class Resume(Resumable):
     it), the sums of the metrics in the middle of an epoch, the state of the callbacks, and where
     training stands. A fit that goes on inside an epoch calls the callbacks for the steps before
     that without computing them; what the callbacks of others make of those steps is theirs.
+    Several fits may follow one another, each up to more `epochs` than the one before.
 
     The result is the same to the last bit where the same steps see the same batches: the order
     of the data may depend on the number of the epoch and on nothing else, and operations must
@@ -260,9 +262,11 @@ class Resume(Resumable):
             self.save(ended=early)
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
-        """Leave the model as it was given."""
+        """Leave the model as it was given, and what a later fit has begun to that one."""
         if self._pending is not None and self._skip:
             self.model.train_function = self._compute
+        elif ((self.params or {}).get("epochs", 0), 0) < (self.epoch, self.batch) < ENDED:
+            return
         self._pending = None
 
     # -- saving
@@ -277,7 +281,7 @@ class Resume(Resumable):
         began = time.perf_counter()
         state = {
             "step": self.step,
-            "epoch": sys.maxsize if ended else self.epoch,
+            "epoch": ENDED[0] if ended else self.epoch,
             "batch": self.batch,
             "stage": self.stage,
             "callbacks": {name: c.state_dict() for name, c in self.watched.items()},

@@ -116,6 +116,28 @@ def test_several_steps_in_one_execution(tmp_path):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("step", [9, 15, 19], ids=["first", "second", "between two epochs"])
+def test_fits_that_follow_one_another_go_on(tmp_path, step):
+    """A fit that is past its last epoch leaves the rest to the next; Keras averages at its end."""
+
+    def go(folder, *first):
+        model, resume = build(), Resume(folder, every=2)
+        model.optimizer = keras.optimizers.Adam(use_ema=True)
+        x, y = samples()
+        for epochs in (2, 4):
+            model.fit(
+                x, y, batch_size=8, epochs=epochs, initial_epoch=resume.epoch, shuffle=False,
+                verbose=0, callbacks=[*first, resume],
+            )  # fmt: skip
+        return state(model)
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(_Killed):
+        go(tmp_path / "cut", KillAt(step))
+    for mine, theirs in zip(go(tmp_path / "cut"), whole, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def dense(loss="mse", **options):
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
     model.compile("adam", loss, run_eagerly=True, **options)
