@@ -9,7 +9,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def home() -> Path:
@@ -85,6 +88,20 @@ def write_text(path: Path | str, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with replacing(path) as file:
         file.write(text)
+
+
+def write_array(path: Path | str, values: np.ndarray) -> None:
+    """Write an array as `.npy`, atomically.
+
+    NumPy's own `save` does not say why it failed, and of small arrays not even that it did.
+    """
+    import numpy as np
+    from numpy.lib import format
+
+    values = np.ascontiguousarray(values)
+    with replacing(path, "wb") as file:
+        format.write_array_header_1_0(file, format.header_data_from_array_1_0(values))
+        file.write(values.data)
 
 
 @contextmanager

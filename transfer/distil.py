@@ -56,8 +56,7 @@ def teach(
         say(f"the teacher answers for {data.splits['train']:,} photos")
         answers = teacher.answers(data, "train")
         if kept is not None:
-            with files.replacing(kept, "wb") as file:
-                np.save(file, answers)
+            files.write_array(kept, answers)
     order = [teacher.classes.index(name) for name in data.classes]
     data.teacher = softened(answers[:, order], data.task, temperature)
 

@@ -156,8 +156,7 @@ class _Writer:
         self._ids, self._values, self._full = [], [], 0
         path = self.shelf.folder / uuid.uuid4().hex
         try:
-            with files.replacing(path.with_suffix(".npy"), "wb") as file:
-                np.save(file, values)
+            files.write_array(path.with_suffix(".npy"), values)
             with files.replacing(path.with_suffix(".ids"), "wb") as file:
                 file.write(np.append(ids, np.uint64(_crc(values))).astype("<u8").tobytes())
             self.shelf._known[path.name] = ids

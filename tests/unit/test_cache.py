@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import time
 from contextlib import ExitStack
@@ -305,15 +306,15 @@ def test_a_cache_that_is_cleared_meanwhile_is_computed_again(model, data, home, 
         np.testing.assert_array_equal(found["C5"].take(rows, view), values[view])
 
 
-def test_a_full_disk_is_said_and_what_was_there_stays(model, data, home, monkeypatch):
+def test_a_full_disk_is_said_and_what_was_there_stays(model, data):
     computed(make(model, data), ["C5"], "train")
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(ResourceError, match=r"resource\.disk.*No space"):
-        make(model, data).activations(["C4"], "train")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"resource\.disk.*activations: File too large"):
+            make(model, data).activations(["C4"], "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert make(model, data).missing(["C5"], ["train"]) == 0
 
 

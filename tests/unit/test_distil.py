@@ -1,11 +1,14 @@
 """A run teaches another one."""
 
+import resource
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from dlzoo import finetune, load_data, load_run
-from dlzoo.errors import UsageError
+from dlzoo.errors import UsageError, of_the_machine
 from dlzoo.transfer.classifier import to_probabilities
-from dlzoo.transfer.distil import FILE, softened
+from dlzoo.transfer.distil import FILE, softened, teach
 from dlzoo.transfer.losses import TEACHER, make_loss, make_metrics
 from photos import coloured
 
@@ -73,3 +76,21 @@ def test_a_teacher_of_other_classes_is_refused(teacher, tmp_path):
     other = load_data((images, labels % 2), seed=0)
     with pytest.raises(UsageError, match=r"teacher\.classes"):
         finetune("lenet5", other, out=str(tmp_path), teacher=str(run.path), epochs=1, **SMALL)
+
+
+def test_a_disk_that_is_full_of_the_teachers_answers_is_told(tmp_path):
+    data = load_data(coloured(60))
+    teacher = SimpleNamespace(
+        task=data.task,
+        classes=data.classes,
+        answers=lambda data, split: np.ones((data.splits[split], len(data.classes)), "float32"),
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            teach(data, teacher, 1.0, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert of_the_machine(caught.value).id == "resource.disk"
+    assert not list(tmp_path.iterdir())
