@@ -154,7 +154,7 @@ def resume(path: Path | str, **settings: Any) -> Run:
             "resume.no-valid-checkpoint",
             "the run never began",
             where=directory.path,
-            fix="start it again",
+            fix="remove it and start it again",  # its name is taken
         )
     place = {"out": str(directory.path.parent), "name": directory.path.name, "resume": "auto"}
     split = read_values(directory.config).get("split_file") or ""

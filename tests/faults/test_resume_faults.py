@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 from dlzoo import finetune, load_data, load_run, resume
 from dlzoo.job import Job
+from dlzoo.rundir import RunDir
 from photos import coloured, folder
 
 SMALL = {
@@ -230,6 +231,16 @@ def test_fault_37_a_finished_run_is_left_as_it_is(tmp_path, interrupted, capsys,
     assert "(4/4 epochs)" in said
     seen(next(x for x in said.splitlines() if x.startswith("nothing to resume")))
     assert files(tmp_path / "run") == before
+
+
+def test_a_run_killed_before_it_began_is_no_dead_end(tmp_path, raises):
+    """What is to be done with it then works, also where a name was given."""
+    RunDir.create(tmp_path, "run", "net-data")
+    with raises("resume.no-valid-checkpoint", 7) as caught:
+        resume(tmp_path / "run")
+    assert caught.value.hint == "remove it and start it again"
+    shutil.rmtree(tmp_path / "run")
+    RunDir.create(tmp_path, "run", "net-data")
 
 
 def test_a_run_killed_after_it_was_finished_loses_its_checkpoints(tmp_path, interrupted):
