@@ -29,8 +29,9 @@ class Model:
 
 if __name__ == "__main__":
     model = Model(sys.argv[1])
+    batch = model.about["input"]["shape"][0] or 1  # a file may take just so many at a time
     for photo in sys.argv[2:]:
-        (answer,) = {call}
+        answer, *_ = {call}
         best = answer.argsort()[::-1][:3]
         names = [f"{{model.about['classes'][i]}} {{answer[i]:.1%}}" for i in best]
         print(photo, *names, sep="  ")
@@ -87,7 +88,7 @@ def snippet(*, file: str, packages: str, more: str, imports: str, load: str, ask
     """
     name, _, suffix = file.rpartition(".")
     reads = "pillow" in packages  # else the model decodes files itself
-    as_file = 'model([open(photo, "rb").read()])'
+    as_file = 'model([open(photo, "rb").read()] * batch)'
     return _PROGRAM.format(
         program=f"use_{suffix if name else file}.py",
         file=file,
@@ -97,5 +98,5 @@ def snippet(*, file: str, packages: str, more: str, imports: str, load: str, ask
         load=textwrap.indent(textwrap.dedent(load).strip(), " " * 8),
         ask=textwrap.indent(textwrap.dedent(ask).strip(), " " * 8),
         read=_READ if reads else "",
-        call="model(read(photo, model.about))" if reads else as_file,
+        call="model(read(photo, model.about).repeat(batch, axis=0))" if reads else as_file,
     )

@@ -4,9 +4,11 @@ import functools
 import io
 import json
 import os
+import runpy
 import struct
 import subprocess
 import sys
+import types
 import zipfile
 import zlib
 from importlib import util
@@ -378,6 +380,19 @@ def test_pain_23_the_programs_answer_without_dlzoo(
         # Pillow rounds the resized image to whole numbers; the SavedModel does it all itself.
         near = 6e-4 if formats == ["savedmodel"] else 5e-3
         assert float(share.rstrip("%")) / 100 == pytest.approx(row.max(), abs=near)
+
+
+@pytest.mark.parametrize("format", EVERY)
+def test_the_program_of_a_fixed_batch_takes_any_number_of_photos(
+    written, images, expected, tmp_path, monkeypatch, capsys, format
+):
+    path = written(format, batch=2)[0]
+    (photo := tmp_path / "one.jpg").write_bytes(images[0])
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", types.ModuleType("ai_edge_litert"))
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", tf.lite)
+    monkeypatch.setattr(sys, "argv", ["program", str(path), str(photo)])
+    runpy.run_path(str(path.with_name(f"use_{format}.py")), run_name="__main__")
+    assert f"one.jpg  {CLASSES[expected[0].argmax()]} " in capsys.readouterr().out
 
 
 def apart(photo):
