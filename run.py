@@ -365,7 +365,8 @@ class Run:
         """Return the images the classifier was most wrong about, the worst first.
 
         Returns:
-            Dicts of index, path, label, predicted, probability (of the true class), loss (nats).
+            Dicts of index, path, label, predicted, likeliest, probability (of the true class), loss
+            (nats), see `report.doubts.worst`.
         """
         from .report import doubts
 
@@ -385,18 +386,12 @@ class Run:
     def show(self, n: int = 9, split: str = "test") -> Figure:
         """Return a figure of the photos of `top_losses`, as the model sees them."""
         from .data.pipeline import load_image
-        from .report import plots
+        from .report import doubts, plots
 
         rows, records = self.top_losses(n, split), self.data.records(split)
         pixels = (records[row["index"]].pixels(self.data.max_pixels) for row in rows)
         images = [load_image(each, self.classifier.preprocess) for each in pixels]
-        titles = [
-            f"{row['label']} ({row['probability']:.0%}), taken for {row['predicted']}"
-            if row["label"] != row["predicted"]
-            else f"{row['label']} ({row['probability']:.0%})"
-            for row in rows
-        ]
-        return plots.gallery(images, titles)
+        return plots.gallery(images, list(map(doubts.title, rows)))
 
     def most_confused(self, n: int = 10) -> list[tuple[str, str, int]]:
         """Return (true class, predicted class, images) of the test split, most frequent first.

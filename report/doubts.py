@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .metrics import columns
+from .metrics import columns, joined, taken
 
 
 def worst(
@@ -21,9 +21,11 @@ def worst(
     """Return the images with the largest loss, the worst first.
 
     Returns:
-        Dicts of index (of the image), path, label, predicted, probability (of the true class,
-        on average if it has several), loss (nats).
+        Dicts of index (of the image), path, label, predicted, likeliest (class), probability (of
+        the true class, on average if it has several), loss (nats). Several labels, or predicted
+        ones, are joined by `|`.
     """
+    found = taken(probabilities, task)
     true, safe = columns(labels, task), np.clip(probabilities, 1e-7, 1 - 1e-7)
     losses = -(true * np.log(safe)).sum(1)
     if task == "multilabel":
@@ -32,13 +34,22 @@ def worst(
         {
             "index": int(i),
             "path": keys[i],
-            "label": "|".join(classes[j] for j in np.flatnonzero(true[i]).tolist()),
-            "predicted": classes[int(probabilities[i].argmax())],
+            "label": joined(true[i] > 0.5, classes),
+            "predicted": joined(found[i], classes),
+            "likeliest": classes[int(probabilities[i].argmax())],
             "probability": float((true[i] * probabilities[i]).sum() / max(1, true[i].sum())),
             "loss": float(losses[i]),
         }
         for i in np.argsort(-losses, kind="stable")[:n]
     ]
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """Return what stands above the picture of a row of `worst`."""
+    told = f"{row['label']} ({row['probability']:.0%})" if row["label"] else "no label"
+    if row["label"] == row["predicted"]:
+        return told
+    return f"{told}, taken for {row['predicted'] or 'none'}"
 
 
 def label_errors(

@@ -79,6 +79,21 @@ def columns(labels: np.ndarray, task: str) -> np.ndarray:
     return np.hstack([1 - labels, labels]) if task == "binary" else labels
 
 
+def taken(scores: np.ndarray, task: str) -> np.ndarray:
+    """Return what each image is taken for, bool `(n, classes)`.
+
+    That is the likeliest class; with a multilabel task every label above 0.5, perhaps none.
+    """
+    if task == "multilabel":
+        return scores > 0.5
+    return np.arange(scores.shape[1]) == scores.argmax(1)[:, None]
+
+
+def joined(chosen: np.ndarray, classes: Sequence[str]) -> str:
+    """Return the names of the chosen classes, a bool for each, with `|` between them."""
+    return "|".join(name for name, yes in zip(classes, chosen, strict=True) if yes)
+
+
 def confidence(
     labels: np.ndarray, probabilities: np.ndarray, task: str
 ) -> tuple[np.ndarray, np.ndarray]:

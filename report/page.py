@@ -18,7 +18,7 @@ import numpy as np
 from .. import files
 from ..errors import UsageError
 from ..units import clock
-from . import facts, gradcam, metrics, plots
+from . import doubts, facts, gradcam, metrics, plots
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -123,10 +123,10 @@ def _photos(
     images = np.stack([prepared(split, row["index"]) for row in worst])
     pairs = [[image] for image in images]
     with suppress(UsageError):  # a network without feature maps
-        asked = [row["predicted"] for row in worst]
+        asked = [row["likeliest"] for row in worst]
         for pair, found in zip(pairs, gradcam.explain(classifier, images, asked), strict=True):
             pair.append(found.overlay())
-    titles = [f"{row['label']}, taken for {row['predicted']}" for row in worst]
+    titles = list(map(doubts.title, worst))
     plots.samples([pair[-1] for pair in pairs], titles, directory.plots / "top_losses.png")
     doubted = [prepared(row["split"], row["index"]) for row in told["doubted"]]
     augment, records = told["plan"]["augment"], data.records("train")

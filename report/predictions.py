@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.table import write_csv
-from .metrics import columns
+from .metrics import columns, joined, taken
 
 COLUMNS = 20  # with more classes than this, no column for each
 
@@ -33,18 +33,17 @@ def write(
         labels: `(n, k)`, or `(n, 1)` if binary. probabilities: `(n, k)`.
         classes: the k names. task: `binary`, `multiclass` or `multilabel`.
     """
+    true, predicted = taken(columns(labels, task), task), taken(probabilities, task)
     if task == "multilabel":
-        true, predicted = labels > 0.5, probabilities > 0.5
         sure = np.maximum(probabilities, 1 - probabilities).min(1)
     else:
-        true, predicted = _hot(columns(labels, task)), _hot(probabilities)
         sure = probabilities.max(1)
     each = list(classes) if len(classes) <= COLUMNS else []
     rows = (
         [
             key,
-            _names(true[i], classes),
-            _names(predicted[i], classes),
+            joined(true[i], classes),
+            joined(predicted[i], classes),
             f"{sure[i]:.6f}",
             str(int((true[i] == predicted[i]).all())),
             *(f"{p:.6f}" for p in probabilities[i][: len(each)]),
@@ -53,11 +52,3 @@ def write(
     )
     header = ["path", "label", "predicted", "probability", "correct"]
     write_csv(path, header + [f"p:{name}" for name in each], rows)
-
-
-def _hot(scores: np.ndarray) -> np.ndarray:
-    return np.arange(scores.shape[1]) == scores.argmax(1)[:, None]
-
-
-def _names(chosen: np.ndarray, classes: Sequence[str]) -> str:
-    return "|".join(name for name, yes in zip(classes, chosen, strict=True) if yes)

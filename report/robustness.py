@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .metrics import columns, wilson
+from .metrics import columns, taken, wilson
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -79,9 +79,9 @@ def measure(
             found[name].append(ask(changed))
         done += len(chosen)
     order = order[:done]
-    true = _decisions(columns(data.labels(split), task)[order], task)
-    before = _decisions(answers[order], task)
-    after = {name: _decisions(np.concatenate(parts), task) for name, parts in found.items()}
+    true = taken(columns(data.labels(split), task)[order], task)
+    before = taken(answers[order], task)
+    after = {name: taken(np.concatenate(parts), task) for name, parts in found.items()}
     return {
         "n": done,
         "accuracy": _share(before, true),
@@ -109,10 +109,6 @@ def _asking(
         return classifier.probabilities
     run = engine.frozen(classifier.model, work=graph.gmacs(classifier.model) * images)
     return lambda photos: to_probabilities(run(photos)[0], classifier.task)
-
-
-def _decisions(scores: np.ndarray, task: str) -> np.ndarray:
-    return scores > 0.5 if task == "multilabel" else scores.argmax(1)[:, None]
 
 
 def _share(one: np.ndarray, other: np.ndarray) -> float:

@@ -344,6 +344,21 @@ def test_wrong_labels_are_found_and_right_ones_left_alone(task):
             assert (row["label"], row["likelier"]) == (f"c{given[i]}", f"c{true[i]}")
 
 
+def test_a_photo_of_several_labels_is_taken_for_all_that_are_likely():
+    labels = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]])
+    p = np.array([[0.9, 0.7, 0.1], [0.9, 0.6, 0.2], [0.8, 0.2, 0.1], [0.4, 0.3, 0.1]])
+    rows = doubts.worst("abcd", labels, p, ("x", "y", "z"), "multilabel", 4)
+    found = {row["path"]: row["predicted"] for row in rows}
+    assert found == {"a": "x|y", "b": "x|y", "c": "x", "d": ""}
+    assert {row["path"]: doubts.title(row) for row in rows} == {
+        "a": "x|y (80%)",
+        "b": "x (90%), taken for x|y",
+        "c": "no label, taken for x",
+        "d": "y (30%), taken for none",
+    }
+    assert {row["likeliest"] for row in rows} == {"x"}
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
 def test_one_label_alone_is_a_question_with_two_answers(seed, n):
     rng = np.random.default_rng(seed)
