@@ -50,10 +50,12 @@ def of_run(directory: RunDir, classifier: Classifier, flip: Callable[[], bool]) 
             fix="dlzoo resume, or train again",
         )  # fmt: skip
     left_out = []
-    if told_of := read_values(directory.metrics).get("ensemble"):
-        directory, text = _first(directory, told_of)
-        classifier = type(classifier).load(directory.model)
-        left_out.append(text)
+    while told_of := read_values(directory.metrics).get("ensemble"):  # it may be one of several
+        mirrored = bool(classifier.origin["create"].get("mirror"))
+        directory, text = _first(directory, told_of, mirrored)
+        if text:  # one run alone was only taught to look at the mirror image, too
+            classifier = type(classifier).load(directory.model)
+            left_out.append(text)
     config, about = read_values(directory.config), directory.read()
     if not config.get("data"):
         raise DataError("run.no-data", "the run was made from data in memory", where=directory.path)
@@ -121,14 +123,17 @@ def _convex(classifier: Classifier, plan: Plan) -> bool:
     return head == ["logits"] and not (plan.l1 or plan.l2 or plan.temperature)
 
 
-def _first(directory: RunDir, ensemble: Mapping[str, Any]) -> tuple[RunDir, str]:
-    """Return the first member of an ensemble, and what is left out without the others."""
+def _first(directory: RunDir, ensemble: Mapping[str, Any], mirrored: bool) -> tuple[RunDir, str]:
+    """Return the first member of an ensemble, and what is left out without the others, if any."""
     members = [_member(directory, Path(told["run"])) for told in ensemble["members"]]
+    if len(members) == 1:
+        return members[0], ""
     how = {"weights": "the average of the weights"}.get(
         ensemble["average"], f"the average of the {ensemble['average']}"
     )
     paths = ", ".join(str(member.path.absolute()) for member in members[1:])
-    return members[0], f"{how} of {len(members)} models: this is the first; the others: {paths}"
+    of = f"{len(members)} models{' and of mirror images' if mirrored else ''}"
+    return members[0], f"{how} of {of}: this is the first; the others: {paths}"
 
 
 def _member(directory: RunDir, told: Path) -> RunDir:

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from dlzoo import finetune, load_run
+from dlzoo import ensemble, finetune, load_run
 from dlzoo.errors import DataError, UsageError
 from dlzoo.report import code
 from dlzoo.transfer.plan import Plan, Stage
@@ -89,6 +89,23 @@ def test_an_ensemble_finds_its_members_wherever_it_has_gone(run, tmp_path):
     again.__dict__["classifier"] = run.classifier  # which takes a while to load
     text = again.as_code()
     assert f"this is the first; the others: {moved / 'members' / '2'}" in text
+
+
+def test_one_run_with_its_mirror_images_is_the_program_of_that_run(run, tmp_path):
+    """Also as a member of another ensemble."""
+    mirrored = ensemble(run, tta="on", **settings(tmp_path))
+    text, answers = mirrored.as_code(), "for photos and their mirror images, as logits"
+    assert "LEFT OUT" not in text and answers in text and answers not in run.as_code()
+    several = Path(shutil.copytree(mirrored.path, tmp_path / "several"))
+    members = [{"run": str(each.path)} for each in (mirrored, run)]
+    told = {"average": "logits", "members": members}
+    (several / "metrics.json").write_text(json.dumps(mirrored.metrics | {"ensemble": told}))
+    left_out = (
+        "\nLEFT OUT: the average of the logits of 2 models and of mirror images: "
+        f"this is the first; the others: {run.path}.\n"
+    )
+    code = load_run(several).as_code()
+    assert left_out in code and code.replace(left_out, "") == text
 
 
 @pytest.mark.full
