@@ -60,6 +60,7 @@ def average(
         tap_name = f"m{number}." if prefix else ""
         taps |= {tap_name + t: prefix + layer for t, layer in built(member).taps.items()}
     name = NAME if len(members) > 1 else first.name
+    looked = min(built(member).copies for member in members)  # some may have it inside already
     model = keras.Model(image, _averaged(logits, task, how, mirror), name=name)
     native_groups(model)
     model.dlzoo = Built(
@@ -68,7 +69,7 @@ def average(
         _recipe(members, task, how, mirror),
         _rule(members, shape[0]),
         taps,
-        copies=2 if mirror else 1,
+        copies=2 if mirror else looked,
         members=max(len(members), built(first).members),
     )
     return model

@@ -252,6 +252,11 @@ def test_mirror_images_are_averaged_and_ship(run, tmp_path, photos):
         Classifier.load(tmp_path / "model").probabilities(images), expected, atol=1e-6
     )
     assert combine.mirrored(both) is both
+    # nor is there more to mirror in several that do so, each of which is twice the work
+    several = average.average([both.model] * 2, both.task)
+    assert graph.gmacs(several) == 2 * graph.gmacs(both.model)
+    several = Classifier(several, both.classes, both.task, both.preprocess, both.origin)
+    assert combine.mirrored(several) is several
     # and it can begin another run: no weight is named otherwise
     zoo.create_model("lenet5", num_classes=3, input_shape=28, weights=tmp_path / "model")
     never = Classifier(plain.classifier.model, both.classes, both.task, both.preprocess,
