@@ -21,6 +21,8 @@ from .zoo import resolve
 if TYPE_CHECKING:
     from .transfer.classifier import Classifier
 
+BETWEEN = " + "  # the names of the backbones of one model
+
 
 def make_job(config: FinetuneConfig, source: Any) -> Job:
     """Return what does the job that the settings ask for: of one model or of several."""
@@ -190,7 +192,7 @@ class Ensemble(Job):
         for number, (run, told) in enumerate(zip(runs, self.told["members"], strict=True), 1):
             member = RunDir.open(run)
             metrics = read_values(member.metrics)
-            told["model"] = member.read()["model"]
+            told["model"] = self._trained(runs)[number - 1].origin["backbone"]
             told["test"] = metrics["test"] and metrics["test"]["accuracy"]
             with member.history.open(encoding="utf-8", newline="") as file:
                 rows: list[dict[str, Any]] = list(csv.DictReader(file))
@@ -227,9 +229,8 @@ class Ensemble(Job):
     def finish(self, directory: RunDir, outcome) -> None:
         """Save the classifier and its figures, with those of the members beside them."""
         if self.told["average"] != "weights":
-            self.variant = replace(self.variant, name=" + ".join(
-                sorted({told["model"] for told in self.told["members"]})
-            ))  # fmt: skip
+            names = {n for told in self.told["members"] for n in told["model"].split(BETWEEN)}
+            self.variant = replace(self.variant, name=BETWEEN.join(sorted(names)))
         super().finish(directory, outcome)
         values = read_values(directory.metrics)
         files.write_json(directory.metrics, values | {"ensemble": self.told})

@@ -60,6 +60,8 @@ def of_run(directory: RunDir, classifier: Classifier) -> dict[str, Any]:
             "gmacs": graph.gmacs(classifier.model),
             "bytes": weights.stat().st_size,
             "size": classifier.preprocess.size,
+            "networks": graph.built(classifier.model).members,
+            "mirrored": graph.built(classifier.model).copies > 1,
         },
         "exports": read_values(parity)
         if (parity := directory.export / "parity.json").is_file()
@@ -134,7 +136,8 @@ def caveats(facts: Mapping[str, Any]) -> list[str]:
     )
     made = f"One run with one seed ({facts['plan']['seed']})"
     if facts["ensemble"]:
-        made = f"One ensemble of {len(facts['ensemble']['members'])} models"
+        n = max(len(facts["ensemble"]["members"]), facts["model"]["networks"])
+        made = f"One ensemble of {n} models" if n > 1 else made
     found.append(
         f"{made}: another seed or another split gives other figures, often by as much as the "
         "interval is wide."

@@ -238,6 +238,24 @@ def test_a_soup_takes_in_only_what_makes_it_better(run):
                          data, "weights")  # fmt: skip
 
 
+def test_an_ensemble_that_learnt_of_mirror_images_later_is_told_as_what_it_is(
+    run, photos, tmp_path
+):
+    asked = {**SMALL, "out": str(tmp_path)}
+    other = finetune("mlp", photos, split_file=str(run.directory.manifest), **asked)
+    asked = {key: asked[key] for key in ("out", "quiet", "report")}
+    both = ensemble(run.metrics["ensemble"]["members"][0]["run"], other, **asked)
+    made = ensemble(both, tta="on", **asked)
+    assert [member["model"] for member in made.metrics["ensemble"]["members"]] == ["lenet5 + mlp"]
+    assert made.classifier.origin["backbone"] == "lenet5 + mlp"
+    for each, mirrored in ((both, False), (made, True)):
+        page = each.report(seconds=1.0).read_text("utf-8")
+        assert "One ensemble of 2 models" in page
+        assert ("It was made of this run" in page) == mirrored
+        for text in (page, (each.path / "MODEL_CARD.md").read_text("utf-8")):
+            assert ("averages over each photo and its mirror image" in text) == mirrored
+
+
 def test_mirror_images_are_averaged_and_ship(run, tmp_path, photos):
     member = run.metrics["ensemble"]["members"][0]["run"]
     plain = load_run(member)
