@@ -492,7 +492,9 @@ class Run:
             data=self._judged if quantize == "int8" else None,
         )
         checked: Sequence[bytes | Path] = (
-            self._photos() if images is None else [existing(Path(path)) for path in images]
+            self._photos()
+            if images is None
+            else [existing(Path(path), "give photos to check it on") for path in images]
         )
         classifier = self.classifier.float32()
         photos = Photos.of(classifier, checked)

@@ -18,11 +18,19 @@ TREE = """make it look like this (one folder per class), or give a CSV with the 
              daisy/   a.jpg b.png ...
              roses/   c.jpg d.webp ...
          or, with splits of your own: {name}/train/daisy/... {name}/val/daisy/... {name}/test/..."""
+SOURCES = "give digits, flowers, tfds:NAME, a folder of class folders or a CSV file"
 _JUNK = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
 
 
-def existing(path: Path) -> Path:
-    """Return `path` if there is something; raises DataError `data.not-found` otherwise."""
+def existing(path: Path, fix: str = SOURCES) -> Path:
+    """Return `path` if there is something.
+
+    Args:
+        fix: what to give instead; default: what data can be.
+
+    Raises:
+        DataError: `data.not-found`, `data.permission`.
+    """
     try:
         path.lstat()
         return path
@@ -37,7 +45,7 @@ def existing(path: Path) -> Path:
             "data.not-found",
             f"there is no {str(path)!r}{nearest(path.name, siblings)}",
             where=parent.absolute(),
-            fix="give digits, flowers, tfds:NAME, a folder of class folders or a CSV file",
+            fix=fix,
         ) from error
 
 

@@ -97,7 +97,9 @@ def load_data(
         )
         if split_file is not None:
             gone = unwanted | {p.path for p in found.problems}
-            apply_split_file(found, existing(Path(split_file)), gone)
+            apply_split_file(
+                found, existing(Path(split_file), "give a CSV file of path and split"), gone
+            )
         given = {record.split for record in found.records} - {None}
         names = _classes(found, given)
         _check_sizes(found, names, files_of, given, val_split, test_split)

@@ -347,8 +347,9 @@ def test_split_file_must_fit(tmp_path):
     )
     assert "listed twice" in error(*lines, lines[0].split(",")[0] + ",nope"[:0] + ",test", lines[0])
     assert "'hold' is no split" in error(*lines[:-1], lines[-1].rsplit(",", 1)[0] + ",hold")
-    with pytest.raises(DataError, match="there is no"):
+    with pytest.raises(DataError, match="there is no") as caught:
         load_data(root, split_file=tmp_path / "absent.csv")
+    assert "path and split" in caught.value.hint and "digits" not in caught.value.hint
 
 
 def test_a_split_file_may_list_classes_that_are_left_out(tmp_path):
