@@ -213,7 +213,9 @@ class Run:
         classes, task = self.classifier.classes, self.classifier.task
         other = source
         if not isinstance(source, Data):
-            other = load_data(source, task=task, val_split=0.0, test_split=0.0)
+            # as many columns as there are classes: of the run's two, one may lack
+            kind = "multilabel" if task == "multilabel" else "multiclass"
+            other = load_data(source, task=kind, val_split=0.0, test_split=0.0, only_judged=True)
         unknown = sorted(set(other.classes) - set(classes))
         if unknown:
             raise DataError(

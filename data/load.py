@@ -45,6 +45,7 @@ def load_data(
     max_pixels: int = decode.MAX_PIXELS,
     max_bad: float = MAX_BAD,
     classes: Sequence[str] | None = None,
+    only_judged: bool = False,
     progress: Progress | None = None,
 ) -> Data:
     """Return checked data in three splits from whatever holds the images.
@@ -66,6 +67,7 @@ def load_data(
         max_bad: the share of bad images above which the data is refused.
         classes: class names by index, for labels given from Python as numbers or (n, classes)
             arrays; of names, the order.
+        only_judged: nothing is trained on them: one class will do, and one image of it.
         progress: called with (images scanned, images in all).
 
     Raises:
@@ -86,7 +88,7 @@ def load_data(
     found = _open(source, task, classes)
     try:
         unwanted = _ignore(found, ignore_classes)
-        _check_names(found)
+        _check_names(found, least=1 if only_judged else 2)
         files_of = Counter(label for record in found.records for label in record.labels)
         scan(
             found,
@@ -102,7 +104,8 @@ def load_data(
             )
         given = {record.split for record in found.records} - {None}
         names = _classes(found, given)
-        _check_sizes(found, names, files_of, given, val_split, test_split)
+        if not only_judged:
+            _check_sizes(found, names, files_of, given, val_split, test_split)
         split_records(found.records, val_split, test_split, seed)
         _check_splits(found, names)
         _check_duplicates(found, strict)
@@ -279,8 +282,8 @@ def _ignore(source: Source, names: Collection[str]) -> set[str]:
     return before - {record.key for record in kept}
 
 
-def _check_names(source: Source) -> None:
-    """Refuse class names that some file systems or people cannot tell apart, and one class."""
+def _check_names(source: Source, least: int) -> None:
+    """Refuse class names that some file systems or people cannot tell apart, and too few."""
     names = {label for record in source.records for label in record.labels}
     names |= set(source.expected)
     folded = defaultdict(list)
@@ -302,7 +305,7 @@ def _check_names(source: Source) -> None:
                 where=source.root or source.name,
                 fix="put the images of one class under one name",
             )
-    if len(names) < 2 and not source.multilabel:
+    if len(names) < least and not source.multilabel:
         raise DataError(
             "data.one-class",
             f"only one class: {next(iter(names), None)!r}",

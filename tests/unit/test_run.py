@@ -124,6 +124,11 @@ def test_pain_03_other_photos_are_matched_by_class_name(run, tmp_path):
         run.evaluate("trian", data=two)
     with pytest.raises(DataError, match=r"data\.task.*multilabel"):
         run.evaluate(data=load_data(tmp_path, task="multilabel"))
+    shutil.rmtree(tmp_path / "green")
+    for path in list((tmp_path / "red").iterdir())[1:]:
+        path.unlink()
+    alone = run.evaluate(data=tmp_path)  # nothing is learnt of it
+    assert alone["n"] == alone["correct"] == alone["per_class"]["red"]["support"] == 1
     for i in range(4):
         photo(tmp_path / "violet" / f"{i}.jpg", (150, 0, 150), i)
     with pytest.raises(DataError, match=r"data\.unknown-class.*violet"):
