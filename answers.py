@@ -46,7 +46,7 @@ def below(photo: Any) -> Iterator[Any]:
         yield photo
 
 
-def _line(prediction: Any) -> str:
+def _line(prediction: Any, *_: Any) -> str:
     top = "  ".join(f"{console.plain(label)} {p:.1%}" for label, p in prediction.top)
     bad = prediction.error is not None
     answer = f"error: {console.plain(prediction.error)}" if bad else top
@@ -54,15 +54,17 @@ def _line(prediction: Any) -> str:
     return f"{console.plain(str(prediction.path))}  {answer}{picture}"
 
 
-def _csv_row(prediction: Any) -> str:
-    cells = (cell for label, p in prediction.top for cell in (label, f"{p:.6f}"))
-    return _csv([str(prediction.path), prediction.error or "", *cells])
+def _csv_row(prediction: Any, topk: int, pictures: bool) -> str:
+    cells = [cell for label, p in prediction.top for cell in (label, f"{p:.6f}")]
+    cells += [""] * (2 * topk - len(cells))  # there are fewer classes, or none of a broken photo
+    picture = [prediction.explained or ""] if pictures else []
+    return _csv([str(prediction.path), prediction.error or "", *cells, *picture])
 
 
-def csv_head(topk: int) -> str:
+def csv_head(topk: int, pictures: bool) -> str:
     """Return the first line of the CSV."""
     columns = (f"{c}{i + 1}" for i in range(topk) for c in ("label", "probability"))
-    return _csv(["path", "error", *columns])
+    return _csv(["path", "error", *columns, *(["explained"] if pictures else [])])
 
 
 def _csv(row: Sequence[str]) -> str:
@@ -73,13 +75,13 @@ def _csv(row: Sequence[str]) -> str:
     return line.getvalue().removesuffix("\r\n")
 
 
-def _json(prediction: Any) -> str:
+def _json(prediction: Any, *_: Any) -> str:
     top = [{"label": label, "probability": float(p)} for label, p in prediction.top]
     row = {"path": str(prediction.path), "error": prediction.error, "top": top}
     return console.as_json(row | ({"explained": p} if (p := prediction.explained) else {}))
 
 
-# format -> one line for one prediction
+# format -> one line for one prediction, of so many classes, with a picture or without
 FORMATS = {"table": _line, "csv": _csv_row, "jsonl": _json}
 
 

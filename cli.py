@@ -206,11 +206,11 @@ def predict(
         raise UsageError("usage", "--out is for pictures", fix="--explain gradcam")
     loaded = load_run(run)
     if form == "csv":
-        console.out(answers.csv_head(topk))
+        console.out(answers.csv_head(topk, bool(explain)))
     total = bad = 0
     folder = (out or loaded.directory.plots) if explain else None
     for prediction in loaded.predict_stream(answers.photos(photos), topk, explain=folder, tta=tta):
-        console.out(answers.FORMATS[form](prediction))
+        console.out(answers.FORMATS[form](prediction, topk, bool(explain)))
         total += 1
         bad += prediction.error is not None
     if not total:

@@ -166,6 +166,9 @@ def test_pictures_that_explain_are_asked_for_and_named(call, run_module):
     rows = call(*explain, "--format", "jsonl", "--out", "here")[1].splitlines()
     assert json.loads(rows[0])["explained"] == "here/a.jpg.png"
     assert "explained" not in json.loads(rows[1])
+    out = call(*explain, "--format", "csv", "--out", "here")[1]
+    pictures = [row["explained"] for row in csv.DictReader(io.StringIO(out))]
+    assert pictures == ["here/a.jpg.png", ""]
     code, _, errors = call("predict", "runs/x", "a.jpg", "--out", "here")
     assert code == 2 and "--explain gradcam" in errors
 
@@ -251,7 +254,9 @@ def test_predict_writes_csv_that_a_spreadsheet_may_open(call, run_module):
     head = ["path", "error", "label1", "probability1", "label2", "probability2"]
     assert rows[0] == head
     assert rows[1] == ["a,b.jpg", "", "rose", "0.750000", "'=tulip", "0.250000"]
-    assert rows[2] == ["bad.jpg", "truncated"]
+    assert rows[2] == ["bad.jpg", "truncated", "", "", "", ""]
+    out = call("predict", "runs/x", "a.jpg", "--format", "csv")[1]  # there are two classes
+    assert [len(row) for row in csv.reader(io.StringIO(out))] == [12, 12]
     for odd in ("a\nb.jpg", "a\rb.jpg", 'a"b.jpg'):
         out = call("predict", "runs/x", odd, "--format", "csv")[1]
         assert list(csv.reader(io.StringIO(out, newline="")))[1][0] == odd
