@@ -12,6 +12,7 @@ from ..callbacks.best import CHANCE, WORSE
 from ..data import augment, table
 from ..errors import DataError, UsageError
 from ..rundir import RunDir, read_values
+from ..transfer import probe
 from ..transfer.plan import HEAD, LBFGS, Plan, Stage, head_by_steps
 from ..zoo import graph
 
@@ -83,6 +84,8 @@ def of_run(directory: RunDir, classifier: Classifier, flip: Callable[[], bool]) 
         "rule": classifier.preprocess,
         "method": classifier.preprocess.interpolation,
         "plan": plan,
+        "probe": probe,
+        "parts": graph.joined(classifier.model) if convex else [],
         "chance": CHANCE,
         "worse": WORSE,
         "mode": "max" if plan.monitor.endswith("acc") else "min",

@@ -1,5 +1,6 @@
 """The main job from end to end, on small generated photographs: finetune, eval, predict, export."""
 
+import ast
 import csv
 import hashlib
 import json
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from dlzoo import compare, console, finetune, load_data, load_run, resume, zoo
 from dlzoo.errors import (
     DataError,
@@ -27,9 +29,11 @@ from dlzoo.errors import (
 )
 from dlzoo.run import Run
 from dlzoo.rundir import RunDir
-from dlzoo.zoo import registry, weights
+from dlzoo.transfer import probe
+from dlzoo.zoo import graph, registry, weights
 from keras_writer import write
 from PIL import Image
+from scipy.optimize import minimize
 
 COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 40, 40)}
 FAST = {"preset": "fast", "size": 64, "epochs": 12, "quiet": True, "report": False}
@@ -200,6 +204,27 @@ def test_worst_and_confused_images_are_named(run):
     assert len(worst) == 3
     assert worst[0]["loss"] >= worst[1]["loss"] >= worst[2]["loss"]
     assert run.most_confused() == []
+
+
+def test_the_program_of_a_run_solves_for_its_head_as_the_run_does(run):
+    """Features that hardly move count for less than the others of their layer there, too."""
+    tree = ast.parse(run.as_code())
+    tree.body = [node for node in tree.body if getattr(node, "name", "") == "converge"]
+    kept, parts = [], graph.joined(run.classifier.model)
+    layer = SimpleNamespace(set_weights=kept.append)
+    space = {"np": np, "tf": tf, "minimize": minimize,
+             "loss": keras.losses.CategoricalCrossentropy(from_logits=True),
+             "model": SimpleNamespace(get_layer=lambda name: layer)}  # fmt: skip
+    exec(compile(tree, "program", "exec"), space)
+    rng = np.random.default_rng(0)
+    x, val_x = rng.normal(0, 1, (2, 60, sum(parts))).astype("float32")
+    x[:, :5] *= 1e-4
+    x[:, 5] = 3
+    y, val_y = np.eye(3, dtype="float32")[rng.integers(0, 3, (2, 60))]
+    space["converge"]((x, y), (val_x, val_y))
+    ones = np.ones(60, "float32")
+    wanted = probe.fit((x, y, ones), (val_x, val_y, ones), "multiclass", parts=parts).kernel
+    np.testing.assert_allclose(kept[-1][0], wanted, atol=0.02 * np.abs(wanted).max())
 
 
 @pytest.mark.full
