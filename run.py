@@ -251,14 +251,7 @@ class Run:
         Returns:
             One :class:`Prediction` a photo, in order; an unreadable one has its `error` set.
         """
-        from PIL.Image import Image
-
-        from .answers import below
-
-        single = isinstance(photos, (str, Path, bytes, Image)) or getattr(photos, "ndim", 4) < 4
-        given = [photos] if single else photos
-        each = (photo for one in given for photo in below(one))
-        return list(self.predict_stream(each, topk, tta=tta))
+        return list(self.predict_stream(_each(photos), topk, tta=tta))
 
     def explain(
         self,
@@ -460,7 +453,7 @@ class Run:
     def export(
         self,
         *formats: str,
-        images: Sequence[str | Path] | None = None,
+        images: str | Path | Sequence[str | Path] | None = None,
         tolerance: float | None = None,
         quantize: str | None = None,
         max_drop: float = 1.5,
@@ -474,7 +467,7 @@ class Run:
 
         Args:
             formats: of `dlzoo.export.FORMATS`: savedmodel, keras, tflite, onnx.
-            images: photos to check on; default: the run's own.
+            images: paths of photos to check on, as in `predict`; default: the run's own.
             quantize: `fp16` or `int8`, of the formats that can; int8 is calibrated on the run's
                 training photos and measured on its validation photos.
             tolerance, max_drop, batch, allow_flex: see :class:`dlzoo.export.Options`.
@@ -496,7 +489,7 @@ class Run:
         checked: Sequence[bytes | Path] = (
             self._photos()
             if images is None
-            else [existing(Path(path), "give photos to check it on") for path in images]
+            else [existing(Path(path), "give photos to check it on") for path in _each(images)]
         )
         classifier = self.classifier.float32()
         photos = Photos.of(classifier, checked)
@@ -544,6 +537,17 @@ class Run:
             + (f"report: {self.page}" if self.page.is_file() else "plots/")
         )
         return "\n".join(lines)
+
+
+def _each(photos: Any) -> Iterator[Any]:
+    """Yield one photo, or each of several; of a folder all images in it."""
+    from PIL.Image import Image
+
+    from .answers import below
+
+    single = isinstance(photos, (str, Path, bytes, Image)) or getattr(photos, "ndim", 4) < 4
+    for one in [photos] if single else photos:
+        yield from below(one)
 
 
 def _empty(split: str, where: object) -> DataError:

@@ -182,6 +182,10 @@ def test_a_broken_photo_for_the_check_of_an_export_is_named(run, photos, tmp_pat
     with pytest.raises(DataError, match="truncated") as caught:
         run.export("savedmodel", images=[photos / "red" / "1.jpg", bad])
     assert caught.value.where == str(bad)
+    for given in (str(bad), tmp_path):  # one alone, and the folder that it is in
+        with pytest.raises(DataError, match="truncated") as caught:
+            run.export("savedmodel", images=given)
+        assert caught.value.where == str(bad)
     with pytest.raises(DataError, match=r"data\.not-found.*(\n.*)*give photos"):
         run.export("savedmodel", images=[tmp_path / "none.jpg"])
 
