@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -25,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `golden` and `known_gaps`
 
 from dlzoo.errors import DlzooError
 from known_gaps import KNOWN_GAPS
+
+# A shell that starts the tests in the background has it ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time, however long a busy machine takes for one.
 hypothesis.settings.register_profile(

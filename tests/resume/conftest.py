@@ -1,6 +1,5 @@
 """The run that was never interrupted, which all others are compared with."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -9,9 +8,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for `nursery`, also in the fork server
 
 import nursery
-
-# A shell that starts the tests in the background has it ignored, and children inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -384,9 +384,12 @@ def test_a_signal_lets_begun_requests_end(classifier, tmp_path, number, code):
     classifier.save(tmp_path / "model")
     command = [sys.executable, "-m", "dlzoo", "serve", str(tmp_path / "model"), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
-        address = service.stdout.readline().strip()
-        asyncio.run(_leave(int(address.rsplit(":")[-1].strip("/")), service, number))
-        assert service.wait(30) == code
+        try:
+            address = service.stdout.readline().strip()
+            asyncio.run(_leave(int(address.rsplit(":")[-1].strip("/")), service, number))
+            assert service.wait(30) == code
+        finally:
+            service.kill()
 
 
 async def _leave(port, service, number):
