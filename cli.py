@@ -257,10 +257,7 @@ def export(
         plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
         console.say(", ".join(f"{k} {v}" for k, v in plain.items() if k != "path"))
         if judged := figures.get("accuracy"):
-            console.say(
-                f"accuracy {judged['float']:.1%} -> {judged['quantized']:.1%} "
-                f"on {judged['n']} validation photos"
-            )
+            console.say(f"accuracy {units.change(judged)}")
 
 
 @cli.command()

@@ -12,6 +12,7 @@ from .errors import DataError, DlzooError, ExportError, GateError, ResumeError, 
 from .job import Job, with_data
 from .run import Run
 from .rundir import RunDir, read_values
+from .units import change
 
 SHARE, LEAST, MOST = 0.05, 2.0, 15.0  # of the seconds of a run: for its robustness
 
@@ -123,7 +124,10 @@ def _export(run: Run, config: FinetuneConfig) -> None:
     quantize = None if config.quantize == "none" else config.quantize
     names = {form: file_name(form, Options(quantize=quantize)) for form in config.export}
     if lacking := [f for f, name in names.items() if not (run.directory.export / name).exists()]:
-        run.export(*lacking, quantize=quantize)
+        for figures in run.export(*lacking, quantize=quantize).values():
+            judged = figures.get("accuracy")
+            more = f"  accuracy {change(judged)}" if judged else ""
+            console.say(f"exported {figures['path']}{more}")
 
 
 def _run_of(job: Job, directory: RunDir) -> Run:

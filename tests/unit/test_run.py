@@ -302,11 +302,14 @@ def test_missing_the_gate_keeps_the_run(photos, tmp_path):
 def test_resuming_a_finished_run_finds_it(run, photos, capsys):
     """Fault 37."""
     asked = {**FAST, "out": str(run.path.parent), "resume": "auto", "quiet": False}
-    again = finetune(data=photos, export=["keras"], tta="on", **asked)
+    wanted = {"export": ["tflite"], "quantize": "fp16"}
+    again = finetune(data=photos, tta="on", **wanted, **asked)
     assert again.path == run.path
     assert len(list(run.path.parent.iterdir())) == 1
-    assert list((run.path / "export").glob("*.keras"))  # it had none
-    assert "it keeps its own tta; another run of it: dlzoo ensemble" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    path = run.path / "export" / "model-fp16.tflite"  # it had none
+    assert f"exported {path}\n" in told
+    assert "it keeps its own tta; another run of it: dlzoo ensemble" in told
 
 
 @pytest.mark.full
