@@ -189,10 +189,11 @@ class Ensemble(Job):
         from .transfer.fit import Outcome
 
         outcome, at = Outcome(), 0
-        for number, (run, told) in enumerate(zip(runs, self.told["members"], strict=True), 1):
+        members = zip(runs, self._trained(runs), self.told["members"], strict=True)
+        for number, (run, trained, told) in enumerate(members, 1):
             member = RunDir.open(run)
             metrics = read_values(member.metrics)
-            told["model"] = self._trained(runs)[number - 1].origin["backbone"]
+            told["model"] = trained.origin["backbone"]
             told["test"] = metrics["test"] and metrics["test"]["accuracy"]
             with member.history.open(encoding="utf-8", newline="") as file:
                 rows: list[dict[str, Any]] = list(csv.DictReader(file))

@@ -228,7 +228,6 @@ class Frozen:
         self._digests: dict[str, str] = {}
         self._shelves: dict[Path, Shelf] = {}
         self._engines: dict[Any, Engine] = {}
-        self._waits = False  # which is said
 
     def bottom(self, place: str) -> keras.Model:
         """Return the model up to a place: a tap or `features`."""
@@ -355,8 +354,7 @@ class Frozen:
         with ExitStack() as held:
             for shelf in sorted(shelves.values(), key=lambda s: s.folder):  # one order for all
                 if self._writes and not shelf.holds(ids).all():
-                    self._waits = False
-                    held.enter_context(shelf.writing(self._waiting))
+                    held.enter_context(shelf.writing(self._waiting, self._leave_alone))
             self.workers.every(None)  # those that write have their locks
             # what was waited for may be there now
             lacking = {p: ~s.holds(ids) for p, s in shelves.items()}
@@ -443,9 +441,9 @@ class Frozen:
         return self._engines[key]
 
     def _waiting(self) -> None:
-        if not self._waits:
-            self._waits = True
-            self.say("waiting for another process that computes the same activations")
+        self.say("waiting for another process that computes the same activations")
+
+    def _leave_alone(self) -> None:
         if self.workers.count == 1:  # several leave together, and the others cannot be asked now
             self.leave(0)
 

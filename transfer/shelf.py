@@ -94,18 +94,25 @@ class Shelf:
         return shards, np.stack([shard[at], row[at]], axis=1)
 
     @contextmanager
-    def writing(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold the lock of the shelf; `waiting` is called every second that another process has
-        it, and may raise to give up.
+    def writing(
+        self, waiting: Callable[[], None], leave: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Hold the lock of the shelf.
+
+        Args:
+            waiting: called if another process has it. leave: called then every second; may raise
+                to give up.
         """
         root().mkdir(parents=True, exist_ok=True)
-        lock, seconds = _lock(self.folder), 0
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=seconds)
-            except filelock.Timeout:
-                waiting()
-                seconds = 1
+        lock = _lock(self.folder)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            while not lock.is_locked:
+                leave()
+                with suppress(filelock.Timeout):
+                    lock.acquire(timeout=1)
         try:
             self.folder.mkdir(exist_ok=True)  # now that no other process can be clearing it
             for stale in self.folder.glob(".*.part"):  # of a writer that was killed
