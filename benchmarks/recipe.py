@@ -4,7 +4,9 @@
 
 The guide (keras.io/guides/transfer_learning): a frozen backbone called with `training=False`,
 RandomFlip and RandomRotation(0.1), dropout 0.2, Adam 1e-3, batch 32, 5 epochs; then all layers,
-Adam 1e-5, 3 epochs; decoded images are cached in memory. Both sides take the same weights
+Adam 1e-5, 3 epochs; decoded images are cached in memory. It is run as the guide has it, and once
+more with tf.data's tuner switched off, for which its iterators may wait long after their end
+(benchmarks/tuner.py), which is not what the two recipes differ in. Both sides take the same weights
 (EfficientNet-Lite0 at 224 px) and the same split (rotation 0 of benchmarks/flowers.py). Each side
 is a process of its own, one after the other, with TensorFlow's own defaults for the guide's and an
 empty cache for dlzoo's, which runs before and after the guide's and is told by the median. Fewer
@@ -26,9 +28,10 @@ from flowers import write_split
 
 SIZE, BATCH, PLANNED = 224, 32, (5, 3)
 AGAIN = "fast, again with another seed and with the report"
+UNTUNED = "by hand without the tuner"
 
 
-def by_hand(root: Path, split: Path, epochs: list[int]) -> dict:
+def by_hand(root: Path, split: Path, epochs: list[int], tuned: bool) -> dict:
     """Train as the guide does; return seconds of each epoch and accuracies after each phase."""
     import csv
 
@@ -50,6 +53,9 @@ def by_hand(root: Path, split: Path, epochs: list[int]) -> dict:
         paths = [str(root / path) for path in files[name]]
         labels = [names.index(path.split("/")[0]) for path in files[name]]
         found = tf.data.Dataset.from_tensor_slices((paths, labels))
+        options = tf.data.Options()
+        options.autotune.enabled = tuned
+        found = found.with_options(options)
         return found.map(load, num_parallel_calls=tf.data.AUTOTUNE).cache()
 
     keras.utils.set_random_seed(0)
@@ -99,25 +105,28 @@ def timed(command: list[str], home: Path) -> tuple[float, dict]:
     return time.perf_counter() - began, json.loads(done.stdout)
 
 
-def count_by_hand(options: argparse.Namespace, split: Path, home: Path) -> dict[str, float]:
+def count_by_hand(
+    options: argparse.Namespace, split: Path, home: Path, name: str
+) -> dict[str, float]:
     """Train by hand; print what came of it; return the seconds of the head and of the whole."""
     command = [sys.executable, __file__, "--data", str(options.data), "--by-hand", str(split)]
+    command += ["--untuned"] if name == UNTUNED else []
     took, hand = timed([*command, "--epochs", *map(str, options.epochs)], home)
     seconds, counts = hand["epochs"], options.epochs
     rest = took - sum(seconds)
     head, deep = seconds[: counts[0]], seconds[counts[0] :]
     each = " ".join(f"{s:.0f}" for s in seconds)
-    print(f"by hand, seconds an epoch: {each}; rest {rest:.0f}")
-    for name, phase in zip(("head", "all layers"), hand["phases"], strict=False):
-        print(f"by hand, after {name}: validation {phase['val']:.4f}, test {phase['test']:.4f}")
+    print(f"{name}, seconds an epoch: {each}; rest {rest:.0f}")
+    for layers, phase in zip(("head", "all layers"), hand["phases"], strict=False):
+        print(f"{name}, after {layers}: validation {phase['val']:.4f}, test {phase['test']:.4f}")
     # the first epoch also decodes and compiles; those left out would take as long as the last
     of_head = rest + sum(head) + (PLANNED[0] - len(head)) * head[-1]
-    found = {"head": of_head}
+    found = {f"head {name}": of_head}
     if deep:
-        found["whole"] = of_head + sum(deep) + (PLANNED[1] - len(deep)) * deep[-1]
+        found[f"whole {name}"] = of_head + sum(deep) + (PLANNED[1] - len(deep)) * deep[-1]
     counted = "" if tuple(counts) == PLANNED else f" (counted from {counts[0]} and {counts[1]})"
-    told = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.items())
-    print(f"by hand: {told}{counted}", flush=True)
+    told = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in found.items())
+    print(f"{told}{counted}", flush=True)
     return found
 
 
@@ -128,9 +137,11 @@ def main() -> None:
     parser.add_argument("--preset", nargs="*", default=["fast", "balanced"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--by-hand", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--untuned", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.by_hand:
-        print(json.dumps(by_hand(options.data, options.by_hand, options.epochs)))
+        found = by_hand(options.data, options.by_hand, options.epochs, not options.untuned)
+        print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory() as folder:
         split, home = Path(folder) / "split.csv", Path(folder) / "home"
@@ -138,6 +149,7 @@ def main() -> None:
         finetune = [sys.executable, "-m", "dlzoo", "finetune", "--data", str(options.data)]
         finetune += ["--split-file", str(split), "--out", folder, "--quiet", "--json", "--preset"]
         took: dict[str, list[float]] = {}
+        hand: dict[str, float] = {}
         for turn in range(options.rounds):
             for preset in options.preset:
                 shutil.rmtree(home, ignore_errors=True)
@@ -150,11 +162,11 @@ def main() -> None:
                     took.setdefault(AGAIN, []).append(seconds)
                     print(f"dlzoo {AGAIN}: {seconds:.0f} s", flush=True)
             if turn == 0:  # in the middle: machines have slow hours
-                by_hand_took = count_by_hand(options, split, Path(folder) / "none")
+                for name in ("by hand", UNTUNED):
+                    hand |= count_by_hand(options, split, Path(folder) / "none", name)
         for name, each in took.items():
             middle = statistics.median(each)
-            each_by_hand = (f"{n} by hand / this {t / middle:.1f}" for n, t in by_hand_took.items())
-            ratios = ", ".join(each_by_hand)
+            ratios = ", ".join(f"{part} / this {t / middle:.1f}" for part, t in hand.items())
             print(f"dlzoo {name}: {middle:.0f} s, the median of {len(each)}; {ratios}")
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import INTERRUPTED, DataError, UsageError
+from ..machine import cores
 from ..zoo.spec import Preprocess
 from . import augment as augmentation
 from .catalogue import Data
@@ -37,6 +38,7 @@ __all__ = [
     "permutation",
     "resize_rule",
     "surfacing",
+    "untuned",
 ]
 
 _MASK = (1 << 64) - 1
@@ -216,10 +218,22 @@ def batches(
     plain = tf.autograph.experimental.do_not_convert
     dataset = tf.data.Dataset.range(start_epoch, epochs).flat_map(plain(samples))
     dataset = dataset.skip(start_step * most)
-    dataset = dataset.map(plain(sample), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.map(plain(sample), num_parallel_calls=cores(), deterministic=True)
     dataset = dataset.batch(most, drop_remainder=True).map(plain(finish)).prefetch(2)
     left = max(0, (epochs - start_epoch) * steps - start_step)
-    return dataset.apply(tf.data.experimental.assert_cardinality(left))
+    return untuned(dataset.apply(tf.data.experimental.assert_cardinality(left)))
+
+
+def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Return a dataset whose parallelism TensorFlow leaves as it is, as it does in what follows.
+
+    Its tuner sleeps between two looks, twice as long each time. An iterator that is let go wakes
+    it before it says that all is over, so that where the cores are busy it may go to sleep again;
+    and the iterator waits. A pass of 21 s stood still for another 20 s so (benchmarks/tuner.py).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def load_image(source: Any, preprocess: Preprocess) -> np.ndarray:

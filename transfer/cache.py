@@ -26,7 +26,15 @@ import numpy as np
 from .. import files
 from ..data import Data
 from ..data import augment as augmentation
-from ..data.pipeline import Part, batches, identities, permutation, sample_weights, surfacing
+from ..data.pipeline import (
+    Part,
+    batches,
+    identities,
+    permutation,
+    sample_weights,
+    surfacing,
+    untuned,
+)
 from ..errors import UsageError
 from ..workers import Workers
 from ..zoo import graph
@@ -133,7 +141,8 @@ class Activations:
         first = start_epoch * steps + start_step
         dataset = tf.data.Dataset.range(first, epochs * steps).map(load, num_parallel_calls=2)
         cutmix = cutmix if len(self.shape) == 3 else 0.0
-        return augmentation.mixed(dataset, mixup, seed, first, cutmix=cutmix).prefetch(4)
+        mixed = augmentation.mixed(dataset, mixup, seed, first, cutmix=cutmix)
+        return untuned(mixed.prefetch(4))
 
 
 class EveryView:

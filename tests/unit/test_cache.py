@@ -340,3 +340,5 @@ def test_batches_go_on_from_any_step():
     assert len(every) == 8
     for a, b in zip(every[6:], rest, strict=True):
         np.testing.assert_array_equal(a, b)
+    # else an iterator would wait at its end, see `data.pipeline.untuned`
+    assert activations.batches(6, **options).options().autotune.enabled is False

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from dlzoo import load_data
-from dlzoo.data.pipeline import batches, class_weights, load_image, permutation, resize_rule
+from dlzoo.data.augment import mixed
+from dlzoo.data.pipeline import (
+    Part,
+    batches,
+    class_weights,
+    load_image,
+    permutation,
+    resize_rule,
+)
 from dlzoo.data.records import Record
 from dlzoo.data.resize import reduce_pixels
 from dlzoo.errors import DataError, UsageError
@@ -73,6 +81,13 @@ def test_shapes_epochs_and_the_smaller_last_batch(data):
     assert x.dtype == y.dtype == w.dtype == np.float32 and (w == 1).all()
     assert x.min() >= 0 and 1 < x.max() <= 255
     assert dataset.element_spec[0].shape == (None, 16, 16, 3)
+
+
+@pytest.mark.parametrize("change", [{}, {"augment": "medium", "epochs": 3}, {"part": Part(0, 2)}])
+def test_nothing_tunes_that_an_iterator_would_wait_for_at_its_end(data, change):
+    dataset = batches(data, "train", P, batch=16, **change)
+    for it in (dataset, mixed(dataset, 0.2, 0).prefetch(2)):
+        assert it.options().autotune.enabled is False
 
 
 def test_each_epoch_shows_each_sample_once_in_another_order(data):
