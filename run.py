@@ -466,7 +466,8 @@ class Run:
         written or refused are also in `export/parity.json`.
 
         Args:
-            formats: of `dlzoo.export.FORMATS`: savedmodel, keras, tflite, onnx.
+            formats: of `dlzoo.export.FORMATS`: savedmodel (also if none is given), keras, tflite,
+                onnx.
             images: paths of photos to check on, as in `predict`; default: the run's own.
             quantize: `fp16` or `int8`, of the formats that can; int8 is calibrated on the run's
                 training photos and measured on its validation photos.
@@ -477,6 +478,7 @@ class Run:
         """
         from .export import Options, Photos, check_formats, export, file_name
 
+        formats = formats or ("savedmodel",)
         check_formats(formats, quantize)
         asked = Options(
             quantize=quantize,

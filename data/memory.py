@@ -115,6 +115,8 @@ def _dataset(part: Any) -> tuple[Sequence[np.ndarray | Blob], np.ndarray]:
     """Read a dataset once; the images are set aside on disk."""
     import tensorflow as tf
 
+    from .pipeline import untuned
+
     spec = getattr(part, "element_spec", None)
     if not (
         isinstance(part, tf.data.Dataset)
@@ -140,7 +142,7 @@ def _dataset(part: Any) -> tuple[Sequence[np.ndarray | Blob], np.ndarray]:
     spill, images, labels = Spill(), list[Blob](), list[Any]()
 
     def pictures() -> Iterator[np.ndarray]:
-        for image, label in part.as_numpy_iterator():
+        for image, label in untuned(part).as_numpy_iterator():
             labels.append(label)
             yield image
 

@@ -186,6 +186,8 @@ def _examples(builder: Any, split: str, image: str) -> Any:
     """Yield the examples of a split in their stored order, images still encoded."""
     import tensorflow_datasets as tfds
 
+    from .pipeline import untuned
+
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(
         split=split,
@@ -193,4 +195,4 @@ def _examples(builder: Any, split: str, image: str) -> Any:
         read_config=config,
         decoders={image: tfds.decode.SkipDecoding()},
     )
-    return dataset.as_numpy_iterator()
+    return untuned(dataset).as_numpy_iterator()

@@ -190,6 +190,13 @@ def test_a_broken_photo_for_the_check_of_an_export_is_named(run, photos, tmp_pat
         run.export("savedmodel", images=[tmp_path / "none.jpg"])
 
 
+def test_an_export_of_no_format_is_a_savedmodel(run, photos, monkeypatch):
+    written = []
+    monkeypatch.setattr("dlzoo.export.export", lambda model, path, name, **_: written.append(path))
+    assert list(run.export(images=photos / "red" / "0.jpg")) == ["savedmodel"]
+    assert [path.name for path in written] == ["savedmodel"]
+
+
 def test_what_was_written_is_told_beside_what_was_refused(run, photos, monkeypatch, capsys):
     def export(classifier, path, name, **_):
         if name == "keras":
