@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib.abc
 import importlib.util
 import logging
@@ -133,7 +135,8 @@ class _LeanImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self.real  # type: ignore[union-attr]
-        with files.stderr_away() if self.quiet else nullcontext(), _without(UNUSED):
+        away = files.stderr_away() if self.quiet else nullcontext()
+        with away, _without(UNUSED), _uncollected():
             self.real.exec_module(module)
 
 
@@ -147,6 +150,22 @@ def _without(packages: Iterable[str]) -> Iterator[None]:
     finally:
         for name in hidden:
             del sys.modules[name]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage while objects are made, by the hundred thousand, that stay to the end.
+
+    Nor at the end: before a process is over, Python would go through all of them several times.
+    """
+    atexit.register(gc.freeze)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.unfreeze()  # now they are old, as they would be after many looks at them
+        gc.enable()
 
 
 def prepare_tensorflow() -> None:
