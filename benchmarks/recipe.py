@@ -28,7 +28,6 @@ from flowers import write_split
 
 SIZE, BATCH, PLANNED = 224, 32, (5, 3)
 AGAIN = "fast, again with another seed and with the report"
-UNTUNED = "by hand without the tuner"
 
 
 def by_hand(root: Path, split: Path, epochs: list[int], tuned: bool) -> dict:
@@ -106,11 +105,12 @@ def timed(command: list[str], home: Path) -> tuple[float, dict]:
 
 
 def count_by_hand(
-    options: argparse.Namespace, split: Path, home: Path, name: str
+    options: argparse.Namespace, split: Path, home: Path, tuned: bool
 ) -> dict[str, float]:
     """Train by hand; print what came of it; return the seconds of the head and of the whole."""
     command = [sys.executable, __file__, "--data", str(options.data), "--by-hand", str(split)]
-    command += ["--untuned"] if name == UNTUNED else []
+    name = "by hand" if tuned else "by hand without the tuner"
+    command += [] if tuned else ["--untuned"]
     took, hand = timed([*command, "--epochs", *map(str, options.epochs)], home)
     seconds, counts = hand["epochs"], options.epochs
     rest = took - sum(seconds)
@@ -162,8 +162,8 @@ def main() -> None:
                     took.setdefault(AGAIN, []).append(seconds)
                     print(f"dlzoo {AGAIN}: {seconds:.0f} s", flush=True)
             if turn == 0:  # in the middle: machines have slow hours
-                for name in ("by hand", UNTUNED):
-                    hand |= count_by_hand(options, split, Path(folder) / "none", name)
+                for tuned in (True, False):
+                    hand |= count_by_hand(options, split, Path(folder) / "none", tuned)
         for name, each in took.items():
             middle = statistics.median(each)
             ratios = ", ".join(f"{part} / this {t / middle:.1f}" for part, t in hand.items())
